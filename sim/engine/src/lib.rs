@@ -1,6 +1,37 @@
-//! The InfiniBand transport as a state machine (in progress).
+//! The InfiniBand transport as a state machine: no I/O, no clock, no threads, no unsafe code.
+//!
+//! A [`QueuePair`] is fed events, each with the time at which it happened, and answers with ordered
+//! [`Action`]s. It never moves a byte of payload: it names ranges, and asks a small synchronous
+//! [`Memory`] for what only the owner of the memory knows.
+//!
+//! ```text
+//!   post_send ---.                          .--> Transmit { at, header, payload }
+//!   on_packet ---+--> QueuePair (+ Memory) -+--> Place    { datagram range -> target }
+//!   on_timer  ---+                          '--> Complete { work request, status }
+//!   transmit  ---'      next_deadline() says when on_timer is due
+//! ```
+//!
+//! The order of actions is meaning, and whoever carries them out keeps it: what arrived is *placed*
+//! before it is acknowledged, and the requester *completes* only what was acknowledged.
+//!
+//! Rules cite the InfiniBand Architecture Specification, volume 1 (`IBA`), by section or by
+//! compliance statement (`C9-105`).
 #![forbid(unsafe_code)]
 
+mod action;
+mod counters;
+mod memory;
+mod pacer;
+mod qp;
+mod requester;
+mod responder;
 mod time;
+mod timeout;
+mod work;
 
+pub use action::{Action, Completion, Queue, Source, Target, Transmit};
+pub use counters::Counters;
+pub use memory::{Denied, Memory, Need, Receive, Span};
+pub use qp::{Config, Context, Mtu, QpState, QueuePair, ReadyToReceive, ReadyToSend};
 pub use time::Time;
+pub use work::{Op, ReceiveKind, SendRequest, Status};

@@ -1,0 +1,129 @@
+//! What the engine asks of whoever drives it.
+
+use anyverbs_wire::Repr;
+
+use crate::memory::Span;
+use crate::time::Time;
+use crate::work::{ReceiveKind, Status};
+
+/// One thing to do. Actions are carried out in the order in which they were given.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Action {
+    /// Send a datagram.
+    Transmit(Transmit),
+    /// Copy payload of the datagram that is being handled to where it belongs.
+    Place {
+        /// Where it starts in the datagram's payload, in bytes.
+        from: u32,
+        /// How many bytes.
+        len: u32,
+        /// Where it goes.
+        to: Target,
+    },
+    /// Store the eight bytes that an atomic operation returned, in the machine's byte order.
+    PlaceValue {
+        /// The value that the remote memory held before.
+        value: u64,
+        /// Where it goes.
+        to: Target,
+    },
+    /// A work request is done with.
+    Complete(Completion),
+}
+
+/// A datagram to send.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Transmit {
+    /// Not before this time; now or in the past means at once.
+    pub at: Time,
+    /// The headers. The pad count is right for the payload.
+    pub header: Repr,
+    /// What follows the headers.
+    pub payload: Source,
+}
+
+/// Where the payload of an outgoing datagram is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// There is none.
+    None,
+    /// In the memory that a send work request names.
+    Send {
+        /// The work request.
+        slot: u64,
+        /// Where in its gathered bytes.
+        offset: u32,
+        /// How many bytes.
+        len: u32,
+    },
+    /// In registered memory that a peer reads.
+    Region(Span),
+}
+
+impl Source {
+    /// Its length in bytes.
+    pub fn len(&self) -> u32 {
+        match self {
+            Source::None => 0,
+            Source::Send { len, .. } => *len,
+            Source::Region(span) => span.len,
+        }
+    }
+
+    /// Whether there is no payload.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Where incoming payload goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Target {
+    /// Into the memory that a receive work request names.
+    Receive {
+        /// The work request.
+        slot: u64,
+        /// Where in its scattered bytes.
+        offset: u32,
+    },
+    /// Into the memory that a send work request names: the result of a READ or an atomic.
+    Send {
+        /// The work request.
+        slot: u64,
+        /// Where in its scattered bytes.
+        offset: u32,
+    },
+    /// Into registered memory that a peer writes.
+    Region(Span),
+}
+
+/// Which queue of a queue pair.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Queue {
+    /// The send queue.
+    Send,
+    /// The receive queue.
+    Receive,
+}
+
+/// A work request that is done with, in the order of posting within its queue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Completion {
+    /// The queue it was posted to.
+    pub queue: Queue,
+    /// The slot that it was posted, or taken, with.
+    pub slot: u64,
+    /// How it went.
+    pub status: Status,
+    /// Whether to write a completion queue entry. An unsignalled success only frees its slot
+    /// (IBA 10.8.6).
+    pub signaled: bool,
+    /// Bytes transferred.
+    pub len: u32,
+    /// For receives: what arrived.
+    pub kind: ReceiveKind,
+    /// The immediate data that arrived with it.
+    pub imm: Option<u32>,
+    /// The sender asked for a solicited event.
+    pub solicited: bool,
+}

@@ -1,0 +1,59 @@
+//! What happened, counted under the names that rxe and mlx5 use.
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Events counted since the device was opened.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+        pub struct Counters { $($(#[$doc])* pub $name: u64,)* }
+
+        impl Counters {
+            /// Every counter with its name.
+            pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name),)*].into_iter()
+            }
+        }
+    };
+}
+
+counters! {
+    /// Datagrams sent.
+    sent_pkts,
+    /// Datagrams received that passed all checks below the transport.
+    rcvd_pkts,
+    /// Requests that had been executed before.
+    duplicate_request,
+    /// Requests that came too early: one before them is missing.
+    out_of_seq_request,
+    /// RNR NAKs received.
+    rcvd_rnr_err,
+    /// RNR NAKs sent.
+    send_rnr_err,
+    /// Sequence error NAKs received.
+    rcvd_seq_err,
+    /// Times that the requester went back to an earlier packet.
+    completer_retry_err,
+    /// Work requests that failed since the peer did not answer.
+    retry_exceeded_err,
+    /// Work requests that failed since the peer had no receive work request.
+    retry_rnr_exceeded_err,
+    /// Timeouts of the requester.
+    local_ack_timeout_err,
+    /// Requests refused with NAK invalid request.
+    resp_local_length_error,
+    /// Requests refused with NAK remote access error.
+    resp_remote_access_errors,
+    /// NAKs received that end the queue pair.
+    req_remote_errors,
+    /// Responses that nobody asked for, or that came again.
+    unexpected_response,
+    /// Datagrams dropped: not a RoCEv2 packet.
+    rx_malformed,
+    /// Datagrams dropped: the invariant CRC is wrong.
+    rx_icrc_encapsulated,
+    /// Datagrams dropped: no such queue pair.
+    rx_unknown_qp,
+    /// Datagrams dropped: not from the address that the queue pair is connected to.
+    rx_wrong_source,
+    /// Datagrams dropped: of another service or partition, or in a state that does not receive.
+    rx_out_of_state,
+}

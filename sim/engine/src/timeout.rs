@@ -1,0 +1,129 @@
+//! The retransmit timer: measured round-trip time below, the `timeout` attribute above.
+
+use std::time::Duration;
+
+use anyverbs_wire::Psn;
+
+use crate::time::Time;
+
+/// No timer is shorter, since a peer may share its processor with us.
+const FLOOR: Duration = Duration::from_millis(1);
+
+/// The retransmit timer of a requester.
+///
+/// It fires early, at a timeout estimated from measured round trips (RFC 6298) and doubled each
+/// time, because a probe is cheap; the queue pair gives up only when nothing has moved for
+/// `retry_cnt + 1` times the `timeout` attribute (IBA 9.7.6.1.3).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timeout {
+    /// The `timeout` attribute as a time; `None` means never.
+    ceiling: Option<Duration>,
+    retry_cnt: u32,
+    smoothed: Option<Duration>,
+    variation: Duration,
+    backoff: u32,
+    last_progress: Time,
+    deadline: Option<Time>,
+    /// The packet whose acknowledgement gives the next sample.
+    sample: Option<(Psn, Time)>,
+}
+
+impl Timeout {
+    /// A timer from the attributes `timeout` (4.096 us x 2^timeout, 0: infinite) and `retry_cnt`.
+    pub(crate) fn new(timeout: u8, retry_cnt: u8) -> Self {
+        let ceiling = (timeout != 0).then(|| Duration::from_nanos(4096u64 << timeout.min(31)));
+        Timeout {
+            ceiling,
+            retry_cnt: u32::from(retry_cnt),
+            smoothed: None,
+            variation: Duration::ZERO,
+            backoff: 0,
+            last_progress: Time::ZERO,
+            deadline: None,
+            sample: None,
+        }
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Time> {
+        self.deadline
+    }
+
+    /// A packet that asks for an acknowledgement leaves for the first time.
+    pub(crate) fn sample_from(&mut self, psn: Psn, now: Time) {
+        self.sample.get_or_insert((psn, now));
+    }
+
+    /// Everything before `una` is acknowledged, and something of it is so newly.
+    pub(crate) fn progress(&mut self, una: Psn, now: Time) {
+        self.last_progress = now;
+        self.backoff = 0;
+        if let Some((psn, sent)) = self.sample
+            && una.distance(psn) > 0
+        {
+            self.sample = None;
+            self.measure(now - sent);
+        }
+    }
+
+    /// Packets are sent again: their acknowledgements say nothing about time (Karn's rule).
+    pub(crate) fn forget_sample(&mut self) {
+        self.sample = None;
+    }
+
+    fn measure(&mut self, rtt: Duration) {
+        match self.smoothed {
+            None => {
+                self.smoothed = Some(rtt);
+                self.variation = rtt / 2;
+            }
+            Some(smoothed) => {
+                self.variation = (self.variation * 3 + smoothed.abs_diff(rtt)) / 4;
+                self.smoothed = Some((smoothed * 7 + rtt) / 8);
+            }
+        }
+    }
+
+    /// Starts the timer anew: packets are outstanding.
+    pub(crate) fn arm(&mut self, now: Time) {
+        self.deadline = self.ceiling.map(|ceiling| {
+            let estimate = match self.smoothed {
+                Some(smoothed) => (smoothed + self.variation * 4).max(FLOOR),
+                None => ceiling,
+            };
+            now + estimate.saturating_mul(1 << self.backoff.min(16)).min(ceiling)
+        });
+    }
+
+    /// Starts the timer if it does not run.
+    pub(crate) fn arm_if_idle(&mut self, now: Time) {
+        if self.deadline.is_none() {
+            self.arm(now);
+        }
+    }
+
+    pub(crate) fn disarm(&mut self) {
+        self.deadline = None;
+    }
+
+    /// Starts the count of time without progress anew: nothing was outstanding, or the peer is
+    /// there, but not ready.
+    pub(crate) fn excuse(&mut self, now: Time) {
+        self.last_progress = now;
+    }
+
+    /// Whether the timer has fired; if so it backs off, and the caller sends again and arms it.
+    pub(crate) fn fired(&mut self, now: Time) -> bool {
+        let fired = self.deadline.is_some_and(|deadline| deadline <= now);
+        if fired {
+            self.deadline = None;
+            self.backoff += 1;
+        }
+        fired
+    }
+
+    /// Whether nothing has moved for so long that the queue pair has to give up.
+    pub(crate) fn exhausted(&self, now: Time) -> bool {
+        self.ceiling
+            .is_some_and(|ceiling| now - self.last_progress >= ceiling * (self.retry_cnt + 1))
+    }
+}

@@ -1,0 +1,334 @@
+//! Two queue pairs and a wire in virtual time, through the same entry points that the NIC uses.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::time::Duration;
+
+use anyverbs_engine::*;
+use anyverbs_wire::{Packet, Psn, Qpn, Repr, icrc::finish};
+
+/// The one region of each side.
+pub(crate) const RKEY: u32 = 0x1234;
+
+/// What the wire does to packets, as probabilities in parts per thousand.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Faults {
+    pub(crate) loss: u64,
+    pub(crate) duplicate: u64,
+    pub(crate) reorder: u64,
+}
+
+/// A small generator (xorshift64*), so that a seed is a run.
+pub(crate) struct Rng(pub(crate) u64);
+
+impl Rng {
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % n
+    }
+}
+
+/// One side's memory and receive queue.
+#[derive(Default)]
+pub(crate) struct TestMemory {
+    pub(crate) region: Vec<u8>,
+    pub(crate) revoked: bool,
+    posted: VecDeque<(u64, Vec<u8>)>,
+    pub(crate) taken: BTreeMap<u64, Vec<u8>>,
+    pub(crate) sends: BTreeMap<u64, Vec<u8>>,
+}
+
+impl Memory for TestMemory {
+    fn check(&mut self, rkey: u32, va: u64, len: u32, _need: Need) -> Result<Span, Denied> {
+        let fits = va
+            .checked_add(u64::from(len))
+            .is_some_and(|end| end <= self.region.len() as u64);
+        (rkey == RKEY && fits && !self.revoked)
+            .then_some(Span {
+                key: rkey,
+                offset: va,
+                len,
+            })
+            .ok_or(Denied)
+    }
+
+    fn fetch_add(&mut self, span: Span, add: u64) -> Result<u64, Denied> {
+        let at = span.offset as usize;
+        let before = u64::from_ne_bytes(self.region[at..at + 8].try_into().unwrap());
+        self.region[at..at + 8].copy_from_slice(&before.wrapping_add(add).to_ne_bytes());
+        Ok(before)
+    }
+
+    fn compare_swap(&mut self, span: Span, compare: u64, swap: u64) -> Result<u64, Denied> {
+        let at = span.offset as usize;
+        let before = u64::from_ne_bytes(self.region[at..at + 8].try_into().unwrap());
+        if before == compare {
+            self.region[at..at + 8].copy_from_slice(&swap.to_ne_bytes());
+        }
+        Ok(before)
+    }
+
+    fn take_receive(&mut self) -> Receive {
+        match self.posted.pop_front() {
+            Some((slot, buffer)) => {
+                let capacity = buffer.len() as u64;
+                self.taken.insert(slot, buffer);
+                Receive::Taken { slot, capacity }
+            }
+            None => Receive::Empty,
+        }
+    }
+}
+
+pub(crate) struct Side {
+    pub(crate) qp: QueuePair,
+    pub(crate) memory: TestMemory,
+    pub(crate) completions: Vec<Completion>,
+    pub(crate) counters: Counters,
+}
+
+type Flight = (Time, u64, usize, Vec<u8>);
+
+pub(crate) struct Pair {
+    pub(crate) sides: [Side; 2],
+    pub(crate) now: Time,
+    pub(crate) faults: Faults,
+    pub(crate) rng: Rng,
+    /// What was posted on side 0.
+    pub(crate) ops: BTreeMap<u64, Op>,
+    /// Every packet, in the order of sending: its side and header.
+    pub(crate) sent: Vec<(usize, Repr)>,
+    /// Drops the packets for which it says so.
+    pub(crate) drop_if: Option<Box<dyn FnMut(usize, &Repr) -> bool>>,
+    wire: BinaryHeap<Reverse<Flight>>,
+    sequence: u64,
+    actions: Vec<Action>,
+}
+
+const MTU: Mtu = Mtu::B256;
+const LATENCY: Duration = Duration::from_micros(5);
+
+impl Pair {
+    /// Two connected queue pairs whose PSNs start at `psn`.
+    pub(crate) fn new(psn: u32, seed: u64) -> Pair {
+        Pair::with(psn, seed, Config::default(), 4)
+    }
+
+    pub(crate) fn with(psn: u32, seed: u64, config: Config, rd_atomic: u8) -> Pair {
+        let side = |qpn: u32| {
+            let mut qp = QueuePair::new(config);
+            assert!(qp.to_init());
+            assert!(qp.to_rtr(&ReadyToReceive {
+                dest_qpn: Qpn::new(qpn),
+                rq_psn: Psn::new(psn),
+                path_mtu: MTU,
+                max_dest_rd_atomic: rd_atomic,
+                min_rnr_timer: 12,
+            }));
+            assert!(qp.to_rts(&ReadyToSend {
+                sq_psn: Psn::new(psn),
+                max_rd_atomic: rd_atomic,
+                retry_cnt: 7,
+                rnr_retry: 6,
+                timeout: 14,
+            }));
+            Side {
+                qp,
+                memory: TestMemory {
+                    region: vec![0; 1 << 16],
+                    ..TestMemory::default()
+                },
+                completions: Vec::new(),
+                counters: Counters::default(),
+            }
+        };
+        Pair {
+            sides: [side(1), side(0)],
+            now: Time::ZERO,
+            faults: Faults::default(),
+            rng: Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+            ops: BTreeMap::new(),
+            sent: Vec::new(),
+            drop_if: None,
+            wire: BinaryHeap::new(),
+            sequence: 0,
+            actions: Vec::new(),
+        }
+    }
+
+    /// Posts a send work request on side 0 whose memory is `data`.
+    pub(crate) fn post(&mut self, slot: u64, op: Op, data: Vec<u8>) {
+        let len = data.len() as u32;
+        self.sides[0].memory.sends.insert(slot, data);
+        self.ops.insert(slot, op);
+        let request = SendRequest {
+            slot,
+            op,
+            len,
+            signaled: true,
+            solicited: false,
+            fence: false,
+        };
+        self.with_context(0, |qp, cx| assert!(qp.post_send(cx, request)));
+    }
+
+    /// Posts a receive work request of `len` bytes on side 1.
+    pub(crate) fn post_receive(&mut self, slot: u64, len: usize) {
+        self.sides[1].memory.posted.push_back((slot, vec![0xee; len]));
+    }
+
+    pub(crate) fn with_context<R>(
+        &mut self,
+        side: usize,
+        f: impl FnOnce(&mut QueuePair, &mut Context<'_, TestMemory>) -> R,
+    ) -> R {
+        let mut actions = std::mem::take(&mut self.actions);
+        let Side {
+            qp, memory, counters, ..
+        } = &mut self.sides[side];
+        let mut cx = Context {
+            now: self.now,
+            memory,
+            actions: &mut actions,
+            counters,
+        };
+        let result = f(qp, &mut cx);
+        self.carry_out(side, &actions, &[]);
+        actions.clear();
+        self.actions = actions;
+        result
+    }
+
+    fn carry_out(&mut self, side: usize, actions: &[Action], payload: &[u8]) {
+        for action in actions {
+            match *action {
+                Action::Transmit(transmit) => self.send(side, transmit),
+                Action::Place { from, len, to } => {
+                    let bytes = &payload[from as usize..(from + len) as usize];
+                    self.place(side, to, bytes);
+                }
+                Action::PlaceValue { value, to } => self.place(side, to, &value.to_ne_bytes()),
+                Action::Complete(completion) => self.sides[side].completions.push(completion),
+            }
+        }
+    }
+
+    fn place(&mut self, side: usize, to: Target, bytes: &[u8]) {
+        let memory = &mut self.sides[side].memory;
+        let (buffer, at) = match to {
+            Target::Receive { slot, offset } => (memory.taken.get_mut(&slot).unwrap(), offset as usize),
+            Target::Send { slot, offset } => (memory.sends.get_mut(&slot).unwrap(), offset as usize),
+            Target::Region(span) => (&mut memory.region, span.offset as usize),
+        };
+        buffer[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn send(&mut self, side: usize, transmit: Transmit) {
+        let memory = &self.sides[side].memory;
+        let payload: &[u8] = match transmit.payload {
+            Source::None => &[],
+            Source::Send { slot, offset, len } => {
+                &memory.sends[&slot][offset as usize..(offset + len) as usize]
+            }
+            Source::Region(span) => &memory.region[span.offset as usize..][..span.len as usize],
+        };
+        let header = transmit.header;
+        let mut datagram = vec![0; header.header_len()];
+        header.emit(&mut datagram);
+        datagram.extend_from_slice(payload);
+        datagram.extend(std::iter::repeat_n(0, usize::from(header.bth.pad)));
+        datagram.extend_from_slice(&finish(0));
+        self.sent.push((side, header));
+        if self.drop_if.as_mut().is_some_and(|drop| drop(side, &header)) || self.chance(self.faults.loss) {
+            return;
+        }
+        let copies = if self.chance(self.faults.duplicate) { 2 } else { 1 };
+        for _ in 0..copies {
+            let mut at = transmit.at.max(self.now) + LATENCY;
+            if self.chance(self.faults.reorder) {
+                at = at + Duration::from_micros(self.rng.below(40));
+            }
+            self.sequence += 1;
+            self.wire
+                .push(Reverse((at, self.sequence, 1 - side, datagram.clone())));
+        }
+    }
+
+    fn chance(&mut self, per_mille: u64) -> bool {
+        per_mille > 0 && self.rng.below(1000) < per_mille
+    }
+
+    /// Goes to the next moment at which anything happens; false if nothing ever will.
+    pub(crate) fn step(&mut self) -> bool {
+        for side in 0..2 {
+            while self.with_context(side, |qp, cx| qp.transmit(cx)) {}
+        }
+        let arrival = self.wire.peek().map(|Reverse(flight)| flight.0);
+        let timers = self.sides.iter().filter_map(|side| side.qp.next_deadline()).min();
+        let Some(next) = [arrival, timers].into_iter().flatten().min() else {
+            return false;
+        };
+        self.now = self.now.max(next);
+        if arrival == Some(next) {
+            let Some(Reverse((_, _, side, datagram))) = self.wire.pop() else {
+                return false;
+            };
+            self.deliver(side, &datagram);
+        } else {
+            for side in 0..2 {
+                self.with_context(side, |qp, cx| qp.on_timer(cx));
+            }
+        }
+        true
+    }
+
+    /// Hands a datagram to a side.
+    pub(crate) fn deliver(&mut self, side: usize, datagram: &[u8]) {
+        let packet = Packet::new_checked(datagram).expect("our own packets are well-formed");
+        let repr = Repr::parse(&packet);
+        let payload = &datagram[packet.payload_range()];
+        let mut actions = std::mem::take(&mut self.actions);
+        let Side {
+            qp, memory, counters, ..
+        } = &mut self.sides[side];
+        let mut cx = Context {
+            now: self.now,
+            memory,
+            actions: &mut actions,
+            counters,
+        };
+        qp.on_packet(&mut cx, &repr, payload.len() as u32);
+        self.carry_out(side, &actions, payload);
+        actions.clear();
+        self.actions = actions;
+    }
+
+    /// Runs until nothing is left to do.
+    pub(crate) fn drive(&mut self) {
+        for _ in 0..2_000_000 {
+            if !self.step() {
+                return;
+            }
+        }
+        panic!("still busy after two million events: no liveness");
+    }
+
+    /// Slots and statuses of what completed on a queue of a side, in order.
+    pub(crate) fn completed(&self, side: usize, queue: Queue) -> Vec<(u64, Status)> {
+        self.sides[side]
+            .completions
+            .iter()
+            .filter(|completion| completion.queue == queue)
+            .map(|completion| (completion.slot, completion.status))
+            .collect()
+    }
+}
+
+/// Bytes that tell where they belong.
+pub(crate) fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    (0..len as u64)
+        .map(|i| (seed.wrapping_mul(31) ^ i ^ (i >> 8).wrapping_mul(7)) as u8)
+        .collect()
+}
