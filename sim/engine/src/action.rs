@@ -2,15 +2,16 @@
 
 use anyverbs_wire::Repr;
 
-use crate::memory::Span;
 use crate::time::Time;
 use crate::work::{ReceiveKind, Status};
 
 /// One thing to do. Actions are carried out in the order in which they were given.
+///
+/// `S` is the owner's name for a checked range of registered memory: [`Memory::Span`](crate::Memory).
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub enum Action {
+pub enum Action<S> {
     /// Send a datagram.
-    Transmit(Transmit),
+    Transmit(Transmit<S>),
     /// Copy payload of the datagram that is being handled to where it belongs.
     Place {
         /// Where it starts in the datagram's payload, in bytes.
@@ -18,14 +19,14 @@ pub enum Action {
         /// How many bytes.
         len: u32,
         /// Where it goes.
-        to: Target,
+        to: Target<S>,
     },
     /// Store the eight bytes that an atomic operation returned, in the machine's byte order.
     PlaceValue {
         /// The value that the remote memory held before.
         value: u64,
         /// Where it goes.
-        to: Target,
+        to: Target<S>,
     },
     /// A work request is done with.
     Complete(Completion),
@@ -33,18 +34,18 @@ pub enum Action {
 
 /// A datagram to send.
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub struct Transmit {
+pub struct Transmit<S> {
     /// Not before this time; now or in the past means at once.
     pub at: Time,
     /// The headers. The pad count is right for the payload.
     pub header: Repr,
     /// What follows the headers.
-    pub payload: Source,
+    pub payload: Source<S>,
 }
 
 /// Where the payload of an outgoing datagram is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Source {
+pub enum Source<S> {
     /// There is none.
     None,
     /// In the memory that a send work request names.
@@ -57,16 +58,20 @@ pub enum Source {
         len: u32,
     },
     /// In registered memory that a peer reads.
-    Region(Span),
+    Region {
+        /// The range.
+        span: S,
+        /// Its length in bytes.
+        len: u32,
+    },
 }
 
-impl Source {
+impl<S> Source<S> {
     /// Its length in bytes.
     pub fn len(&self) -> u32 {
         match self {
             Source::None => 0,
-            Source::Send { len, .. } => *len,
-            Source::Region(span) => span.len,
+            Source::Send { len, .. } | Source::Region { len, .. } => *len,
         }
     }
 
@@ -78,7 +83,7 @@ impl Source {
 
 /// Where incoming payload goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Target {
+pub enum Target<S> {
     /// Into the memory that a receive work request names.
     Receive {
         /// The work request.
@@ -94,7 +99,7 @@ pub enum Target {
         offset: u32,
     },
     /// Into registered memory that a peer writes.
-    Region(Span),
+    Region(S),
 }
 
 /// Which queue of a queue pair.

@@ -31,7 +31,7 @@ mod work;
 
 pub use action::{Action, Completion, Queue, Source, Target, Transmit};
 pub use counters::Counters;
-pub use memory::{Denied, Memory, Need, Receive, Span};
+pub use memory::{Denied, Memory, Need, Receive};
 pub use qp::{Config, Context, Mtu, QpState, QueuePair, ReadyToReceive, ReadyToSend};
 pub use time::Time;
 pub use work::{Op, ReceiveKind, SendRequest, Status};

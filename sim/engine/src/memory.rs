@@ -1,17 +1,5 @@
 //! What the engine must know about memory, and asks its owner.
 
-/// A checked range of a registered region. The engine carries it about without looking inside; its
-/// owner validates it again at each use.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Span {
-    /// The key of the region.
-    pub key: u32,
-    /// Bytes from the start of the region.
-    pub offset: u64,
-    /// Length in bytes.
-    pub len: u32,
-}
-
 /// The right that a remote operation needs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Need {
@@ -44,24 +32,28 @@ pub enum Receive {
 
 /// The owner of memory and of the receive queue, as the engine sees it. All calls are synchronous.
 pub trait Memory {
+    /// A checked range of registered memory. The engine carries it about without looking inside; its
+    /// owner validates it again at each use.
+    type Span: Copy;
+
     /// Checks a remote operation on `len > 0` bytes at `va` of the region that `rkey` names.
     ///
     /// # Errors
     /// [`Denied`] when any check fails.
-    fn check(&mut self, rkey: u32, va: u64, len: u32, need: Need) -> Result<Span, Denied>;
+    fn check(&mut self, rkey: u32, va: u64, len: u32, need: Need) -> Result<Self::Span, Denied>;
 
     /// Adds `add` to the eight aligned bytes at `span` and returns what they held.
     ///
     /// # Errors
     /// [`Denied`] when the span is no longer valid.
-    fn fetch_add(&mut self, span: Span, add: u64) -> Result<u64, Denied>;
+    fn fetch_add(&mut self, span: Self::Span, add: u64) -> Result<u64, Denied>;
 
     /// Replaces the eight aligned bytes at `span` by `swap` if they are `compare`, and returns what
     /// they held.
     ///
     /// # Errors
     /// [`Denied`] when the span is no longer valid.
-    fn compare_swap(&mut self, span: Span, compare: u64, swap: u64) -> Result<u64, Denied>;
+    fn compare_swap(&mut self, span: Self::Span, compare: u64, swap: u64) -> Result<u64, Denied>;
 
     /// Takes the next receive work request off the queue.
     fn take_receive(&mut self) -> Receive;

@@ -17,10 +17,7 @@ pub(crate) struct Pacer {
 
 impl Pacer {
     pub(crate) fn new(bytes_per_second: Option<NonZeroU64>) -> Self {
-        Pacer {
-            bytes_per_second,
-            next: Time::ZERO,
-        }
+        Pacer { bytes_per_second, next: Time::ZERO }
     }
 
     /// When a packet may leave, or else when to ask again.

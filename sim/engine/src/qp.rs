@@ -108,11 +108,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Config {
-            max_send_wr: 128,
-            window: 256,
-            bytes_per_second: None,
-        }
+        Config { max_send_wr: 128, window: 256, bytes_per_second: None }
     }
 }
 
@@ -147,13 +143,13 @@ pub struct ReadyToSend {
 }
 
 /// What comes with an event: when it happened, whom to ask, and where the answers go.
-pub struct Context<'a, M> {
+pub struct Context<'a, M: Memory> {
     /// When.
     pub now: Time,
     /// The owner of memory and receive queue.
     pub memory: &'a mut M,
     /// What to do, in order.
-    pub actions: &'a mut Vec<Action>,
+    pub actions: &'a mut Vec<Action<M::Span>>,
     /// What happened.
     pub counters: &'a mut Counters,
 }
@@ -222,10 +218,7 @@ impl QueuePair {
     pub fn new(config: Config) -> Self {
         QueuePair {
             state: QpState::Reset,
-            path: Path {
-                dest_qpn: Qpn::new(0),
-                mtu: Mtu::B1024,
-            },
+            path: Path { dest_qpn: Qpn::new(0), mtu: Mtu::B1024 },
             requester: Requester::new(&config),
             responder: Responder::default(),
         }
@@ -245,10 +238,7 @@ impl QueuePair {
     pub fn to_rtr(&mut self, attributes: &ReadyToReceive) -> bool {
         let done = self.transition(QpState::Init, QpState::ReadyToReceive);
         if done {
-            self.path = Path {
-                dest_qpn: attributes.dest_qpn,
-                mtu: attributes.path_mtu,
-            };
+            self.path = Path { dest_qpn: attributes.dest_qpn, mtu: attributes.path_mtu };
             self.responder = Responder::new(attributes);
         }
         done
@@ -297,11 +287,9 @@ impl QueuePair {
         };
         cx.counters.rcvd_pkts += 1;
         let verdict = if is_response(operation) {
-            self.requester
-                .on_response(cx, &self.path, operation, packet, payload)
+            self.requester.on_response(cx, &self.path, operation, packet, payload)
         } else {
-            self.responder
-                .on_request(cx, &self.path, operation, packet, payload)
+            self.responder.on_request(cx, &self.path, operation, packet, payload)
         };
         self.heed(cx, verdict);
     }
@@ -342,18 +330,13 @@ impl QueuePair {
             more |= self.requester.transmit(cx, &self.path, QUANTUM);
         }
         // In the error state what was promised before still leaves: the NAK that says why.
-        if matches!(
-            self.state,
-            QpState::ReadyToReceive | QpState::ReadyToSend | QpState::Error
-        ) {
+        if matches!(self.state, QpState::ReadyToReceive | QpState::ReadyToSend | QpState::Error) {
             let (verdict, pending) = self.responder.transmit(cx, &self.path, QUANTUM);
             more |= pending;
             self.heed(cx, verdict);
         }
-        cx.counters.sent_pkts += cx.actions[before..]
-            .iter()
-            .filter(|action| matches!(action, Action::Transmit(_)))
-            .count() as u64;
+        cx.counters.sent_pkts +=
+            cx.actions[before..].iter().filter(|action| matches!(action, Action::Transmit(_))).count() as u64;
         more
     }
 

@@ -121,11 +121,7 @@ impl Requester {
     pub(crate) fn post(&mut self, request: SendRequest) -> bool {
         let room = self.queue.len() < self.max_send_wr;
         if room {
-            self.queue.push_back(Wqe {
-                request,
-                first: Psn::new(0),
-                packets: 0,
-            });
+            self.queue.push_back(Wqe { request, first: Psn::new(0), packets: 0 });
         }
         room
     }
@@ -135,10 +131,7 @@ impl Requester {
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Time> {
-        [self.rnr_until, self.paced_until, self.timeout.deadline()]
-            .into_iter()
-            .flatten()
-            .min()
+        [self.rnr_until, self.paced_until, self.timeout.deadline()].into_iter().flatten().min()
     }
 
     // ---- Sending ----------------------------------------------------------------------------
@@ -167,8 +160,7 @@ impl Requester {
             }
             let (header, payload) = self.build(cx.now, path, psn, room);
             self.pacer.sent(at, payload.len() as usize + OVERHEAD);
-            cx.actions
-                .push(Action::Transmit(Transmit { at, header, payload }));
+            cx.actions.push(Action::Transmit(Transmit { at, header, payload }));
             self.timeout.arm_if_idle(cx.now);
         }
         false
@@ -207,7 +199,7 @@ impl Requester {
     }
 
     /// Builds the packet at the cursor and moves the cursor behind it.
-    fn build(&mut self, now: Time, path: &Path, psn: Psn, room: u32) -> (Repr, Source) {
+    fn build<S>(&mut self, now: Time, path: &Path, psn: Psn, room: u32) -> (Repr, Source<S>) {
         let wqe = self.queue[self.cursor.index];
         let (repr, payload, psns) = match wqe.request.op {
             Op::Send { .. } | Op::Write { .. } => self.build_data(path, &wqe, psn, room),
@@ -215,62 +207,19 @@ impl Requester {
                 let done = self.cursor.packet * path.mtu.bytes();
                 let psns = self.read_chunk(&wqe);
                 let len = (psns * path.mtu.bytes()).min(wqe.request.len - done);
-                let reth = Reth {
-                    va: va.wrapping_add(u64::from(done)),
-                    rkey,
-                    len,
-                };
+                let reth = Reth { va: va.wrapping_add(u64::from(done)), rkey, len };
                 let bth = path.bth(Operation::ReadRequest, psn, 0);
-                (
-                    Repr {
-                        bth,
-                        xrc_srqn: None,
-                        ext: Ext::Reth(reth),
-                    },
-                    Source::None,
-                    psns,
-                )
+                (Repr { bth, xrc_srqn: None, ext: Ext::Reth(reth) }, Source::None, psns)
             }
             Op::FetchAdd { va, rkey, add } => {
-                let eth = AtomicEth {
-                    va,
-                    rkey,
-                    swap_add: add,
-                    compare: 0,
-                };
+                let eth = AtomicEth { va, rkey, swap_add: add, compare: 0 };
                 let bth = path.bth(Operation::FetchAdd, psn, 0);
-                (
-                    Repr {
-                        bth,
-                        xrc_srqn: None,
-                        ext: Ext::Atomic(eth),
-                    },
-                    Source::None,
-                    1,
-                )
+                (Repr { bth, xrc_srqn: None, ext: Ext::Atomic(eth) }, Source::None, 1)
             }
-            Op::CompareSwap {
-                va,
-                rkey,
-                compare,
-                swap,
-            } => {
-                let eth = AtomicEth {
-                    va,
-                    rkey,
-                    swap_add: swap,
-                    compare,
-                };
+            Op::CompareSwap { va, rkey, compare, swap } => {
+                let eth = AtomicEth { va, rkey, swap_add: swap, compare };
                 let bth = path.bth(Operation::CompareSwap, psn, 0);
-                (
-                    Repr {
-                        bth,
-                        xrc_srqn: None,
-                        ext: Ext::Atomic(eth),
-                    },
-                    Source::None,
-                    1,
-                )
+                (Repr { bth, xrc_srqn: None, ext: Ext::Atomic(eth) }, Source::None, 1)
             }
         };
         let after = psn.add(psns);
@@ -288,16 +237,13 @@ impl Requester {
         }
         self.cursor.packet += psns;
         if self.cursor.packet >= wqe.packets {
-            self.cursor = Cursor {
-                index: self.cursor.index + 1,
-                packet: 0,
-            };
+            self.cursor = Cursor { index: self.cursor.index + 1, packet: 0 };
         }
         (repr, payload)
     }
 
     /// Builds a packet of a SEND or WRITE (IBA 9.5).
-    fn build_data(&mut self, path: &Path, wqe: &Wqe, psn: Psn, room: u32) -> (Repr, Source, u32) {
+    fn build_data<S>(&mut self, path: &Path, wqe: &Wqe, psn: Psn, room: u32) -> (Repr, Source<S>, u32) {
         let mtu = path.mtu.bytes();
         let offset = self.cursor.packet * mtu;
         let len = (wqe.request.len - offset).min(mtu);
@@ -313,21 +259,9 @@ impl Requester {
         }
         let payload = match len {
             0 => Source::None,
-            _ => Source::Send {
-                slot: wqe.request.slot,
-                offset,
-                len,
-            },
+            _ => Source::Send { slot: wqe.request.slot, offset, len },
         };
-        (
-            Repr {
-                bth,
-                xrc_srqn: None,
-                ext,
-            },
-            payload,
-            1,
-        )
+        (Repr { bth, xrc_srqn: None, ext }, payload, 1)
     }
 
     // ---- Responses --------------------------------------------------------------------------
@@ -420,10 +354,7 @@ impl Requester {
         let Some((slot, Op::FetchAdd { .. } | Op::CompareSwap { .. })) = slot else {
             return self.bad_response(cx, psn);
         };
-        cx.actions.push(Action::PlaceValue {
-            value,
-            to: Target::Send { slot, offset: 0 },
-        });
+        cx.actions.push(Action::PlaceValue { value, to: Target::Send { slot, offset: 0 } });
         self.advance(cx, psn.add(1));
         Verdict::Alive
     }
@@ -447,15 +378,8 @@ impl Requester {
             return self.bad_response(cx, psn);
         }
         if payload > 0 {
-            let to = Target::Send {
-                slot: wqe.request.slot,
-                offset,
-            };
-            cx.actions.push(Action::Place {
-                from: 0,
-                len: payload,
-                to,
-            });
+            let to = Target::Send { slot: wqe.request.slot, offset };
+            cx.actions.push(Action::Place { from: 0, len: payload, to });
         }
         self.advance(cx, psn.add(1));
         Verdict::Alive
@@ -491,11 +415,7 @@ impl Requester {
     fn limit(&self, to: Psn) -> Psn {
         for wqe in self.queue.iter().take(self.started) {
             if wqe.request.op.has_response() {
-                let due = if wqe.first.distance(self.una) > 0 {
-                    wqe.first
-                } else {
-                    self.una
-                };
+                let due = if wqe.first.distance(self.una) > 0 { wqe.first } else { self.una };
                 return if to.distance(due) > 0 { due } else { to };
             }
             if wqe.end().distance(to) >= 0 {
@@ -522,11 +442,7 @@ impl Requester {
         self.gap_at = None;
         self.rnr_left = self.rnr_retry;
         self.timeout.progress(to, cx.now);
-        while self
-            .responses_due
-            .front()
-            .is_some_and(|end| end.distance(to) <= 0)
-        {
+        while self.responses_due.front().is_some_and(|end| end.distance(to) <= 0) {
             self.responses_due.pop_front();
         }
         while self.started > 0 && self.queue.front().is_some_and(|wqe| wqe.end().distance(to) <= 0) {
@@ -536,11 +452,7 @@ impl Requester {
             let done = to.distance(self.queue[0].first).max(0) as u32;
             self.cursor.packet = self.cursor.packet.max(done);
         }
-        if self.una == self.sent_max {
-            self.timeout.disarm()
-        } else {
-            self.timeout.arm(cx.now)
-        }
+        if self.una == self.sent_max { self.timeout.disarm() } else { self.timeout.arm(cx.now) }
     }
 
     /// Takes the oldest work request off the queue and reports it.
@@ -567,7 +479,7 @@ impl Requester {
     // ---- Going back, and giving up ----------------------------------------------------------
 
     /// Goes back to `una`, unless that was done already and nothing moved since.
-    fn go_back_once<M>(&mut self, cx: &mut Context<'_, M>) {
+    fn go_back_once<M: Memory>(&mut self, cx: &mut Context<'_, M>) {
         if self.gap_at != Some(self.una) {
             self.gap_at = Some(self.una);
             self.go_back(cx);
@@ -576,7 +488,7 @@ impl Requester {
     }
 
     /// Everything from `una` is transmitted again.
-    fn go_back<M>(&mut self, cx: &mut Context<'_, M>) {
+    fn go_back<M: Memory>(&mut self, cx: &mut Context<'_, M>) {
         cx.counters.completer_retry_err += 1;
         let packet = match self.queue.front() {
             Some(wqe) if self.started > 0 => self.una.distance(wqe.first).max(0) as u32,
@@ -626,11 +538,7 @@ impl Requester {
     /// Fails one work request with its own status; those before and behind it are flushed.
     pub(crate) fn fail_slot<M: Memory>(&mut self, cx: &mut Context<'_, M>, slot: u64, status: Status) {
         while let Some(wqe) = self.queue.front() {
-            let own = if wqe.request.slot == slot {
-                status
-            } else {
-                Status::FlushError
-            };
+            let own = if wqe.request.slot == slot { status } else { Status::FlushError };
             self.pop(cx, own);
         }
         self.stop();
@@ -657,11 +565,7 @@ fn data_header(request: &SendRequest, first: bool, last: bool) -> (Operation, Ex
     use Operation as O;
     match request.op {
         Op::Write { va, rkey, imm } => {
-            let reth = Reth {
-                va,
-                rkey,
-                len: request.len,
-            };
+            let reth = Reth { va, rkey, len: request.len };
             match (first, last, imm) {
                 (true, true, None) => (O::WriteOnly, Ext::Reth(reth)),
                 (true, true, Some(imm)) => (O::WriteOnlyImm, Ext::RethImm(reth, imm)),

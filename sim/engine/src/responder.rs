@@ -139,9 +139,7 @@ impl Responder {
         let code = match refusal {
             Refusal::NotReady => {
                 cx.counters.send_rnr_err += 1;
-                self.nak_once(Syndrome::RnrNak {
-                    timer: self.min_rnr_timer,
-                });
+                self.nak_once(Syndrome::RnrNak { timer: self.min_rnr_timer });
                 return Verdict::Alive;
             }
             Refusal::Nak(code) => code,
@@ -165,10 +163,7 @@ impl Responder {
     fn nak_once(&mut self, syndrome: Syndrome) {
         if !self.nak_sent {
             self.nak_sent = true;
-            self.replies.push_back(Reply::Nak {
-                psn: self.epsn,
-                syndrome,
-            });
+            self.replies.push_back(Reply::Nak { psn: self.epsn, syndrome });
         }
     }
 
@@ -181,13 +176,7 @@ impl Responder {
         payload: u32,
     ) -> Result<(), Refusal> {
         use Operation as O;
-        let piece = |first, last, imm| Piece {
-            first,
-            last,
-            payload,
-            imm,
-            solicited: packet.bth.solicited,
-        };
+        let piece = |first, last, imm| Piece { first, last, payload, imm, solicited: packet.bth.solicited };
         match (operation, packet.ext) {
             (O::SendFirst, _) => self.send(cx, mtu, piece(true, false, None)),
             (O::SendMiddle, _) => self.send(cx, mtu, piece(false, false, None)),
@@ -218,39 +207,19 @@ impl Responder {
                 Receive::Taken { slot, capacity } => (slot, capacity, 0),
                 Receive::Empty => return Err(Refusal::NotReady),
             },
-            (
-                false,
-                Some(Inbound::Send {
-                    slot,
-                    capacity,
-                    received,
-                }),
-            ) => (slot, capacity, received),
+            (false, Some(Inbound::Send { slot, capacity, received })) => (slot, capacity, received),
             _ => return Err(Refusal::Nak(NakCode::InvalidRequest)),
         };
-        let total = received
-            .checked_add(piece.payload)
-            .ok_or(Refusal::TooLong { slot })?;
+        let total = received.checked_add(piece.payload).ok_or(Refusal::TooLong { slot })?;
         if u64::from(total) > capacity {
             return Err(Refusal::TooLong { slot });
         }
         if piece.payload > 0 {
-            let to = Target::Receive {
-                slot,
-                offset: received,
-            };
-            cx.actions.push(Action::Place {
-                from: 0,
-                len: piece.payload,
-                to,
-            });
+            let to = Target::Receive { slot, offset: received };
+            cx.actions.push(Action::Place { from: 0, len: piece.payload, to });
         }
         self.epsn = self.epsn.add(1);
-        self.inbound = (!piece.last).then_some(Inbound::Send {
-            slot,
-            capacity,
-            received: total,
-        });
+        self.inbound = (!piece.last).then_some(Inbound::Send { slot, capacity, received: total });
         if piece.last {
             self.finish(cx, slot, ReceiveKind::Send, total, &piece);
         }
@@ -271,9 +240,7 @@ impl Responder {
             (None, Some(Inbound::Write { reth, received })) => (reth, received),
             _ => return Err(Refusal::Nak(NakCode::InvalidRequest)),
         };
-        let total = received
-            .checked_add(piece.payload)
-            .ok_or(Refusal::Nak(NakCode::InvalidRequest))?;
+        let total = received.checked_add(piece.payload).ok_or(Refusal::Nak(NakCode::InvalidRequest))?;
         let complete = total == reth.len;
         if total > reth.len || piece.last != complete {
             return Err(Refusal::Nak(NakCode::InvalidRequest));
@@ -296,17 +263,10 @@ impl Responder {
             None => None,
         };
         if let Some(span) = span {
-            cx.actions.push(Action::Place {
-                from: 0,
-                len: piece.payload,
-                to: Target::Region(span),
-            });
+            cx.actions.push(Action::Place { from: 0, len: piece.payload, to: Target::Region(span) });
         }
         self.epsn = self.epsn.add(1);
-        self.inbound = (!piece.last).then_some(Inbound::Write {
-            reth,
-            received: total,
-        });
+        self.inbound = (!piece.last).then_some(Inbound::Write { reth, received: total });
         match (piece.last, receive) {
             (true, Some(slot)) => self.finish(cx, slot, ReceiveKind::WriteImm, total, &piece),
             (true, None) => self.count_message(),
@@ -322,10 +282,8 @@ impl Responder {
         va: u64,
         len: u32,
         need: Need,
-    ) -> Result<crate::memory::Span, Refusal> {
-        cx.memory
-            .check(rkey, va, len, need)
-            .map_err(|_| Refusal::Nak(NakCode::RemoteAccess))
+    ) -> Result<M::Span, Refusal> {
+        cx.memory.check(rkey, va, len, need).map_err(|_| Refusal::Nak(NakCode::RemoteAccess))
     }
 
     /// A message that consumed a receive work request is complete.
@@ -404,11 +362,7 @@ impl Responder {
     /// A READ or atomic may come between messages only, carries no payload, and not more of them
     /// than agreed may wait (C9-90).
     fn check_resources(&self, payload: u32) -> Result<(), Refusal> {
-        let waiting = self
-            .replies
-            .iter()
-            .filter(|reply| !matches!(reply, Reply::Nak { .. }))
-            .count();
+        let waiting = self.replies.iter().filter(|reply| !matches!(reply, Reply::Nak { .. })).count();
         if self.inbound.is_some() || payload != 0 || waiting >= self.max_resources {
             return Err(Refusal::Nak(NakCode::InvalidRequest));
         }
@@ -428,15 +382,8 @@ impl Responder {
         let psn = packet.bth.psn;
         let reply = match packet.ext {
             Ext::Reth(reth) if packet.bth.opcode.operation() == Some(Operation::ReadRequest) => {
-                let remembered = self
-                    .resources
-                    .iter()
-                    .any(|resource| resource.covers_read(mtu, psn, &reth));
-                remembered.then_some(Reply::Read {
-                    reth,
-                    first: psn,
-                    sent: 0,
-                })
+                let remembered = self.resources.iter().any(|resource| resource.covers_read(mtu, psn, &reth));
+                remembered.then_some(Reply::Read { reth, first: psn, sent: 0 })
             }
             Ext::Atomic(_) => self.resources.iter().find_map(|resource| match resource {
                 Resource::Atomic { psn: own, value } if *own == psn => {
@@ -484,10 +431,7 @@ impl Responder {
                 }
                 Reply::Nak { psn, syndrome } => {
                     self.replies.pop_front();
-                    let ext = Ext::Aeth(Aeth {
-                        syndrome,
-                        msn: self.msn,
-                    });
+                    let ext = Ext::Aeth(Aeth { syndrome, msn: self.msn });
                     emit(cx, path, Operation::Acknowledge, psn, ext, Source::None);
                 }
             }
@@ -495,14 +439,7 @@ impl Responder {
         if self.ack_due {
             self.ack_due = false;
             let ext = Ext::Aeth(self.ack());
-            emit(
-                cx,
-                path,
-                Operation::Acknowledge,
-                self.epsn.sub(1),
-                ext,
-                Source::None,
-            );
+            emit(cx, path, Operation::Acknowledge, self.epsn.sub(1), ext, Source::None);
         }
         (Verdict::Alive, false)
     }
@@ -526,7 +463,7 @@ impl Responder {
         } else {
             let va = reth.va.wrapping_add(u64::from(offset));
             match cx.memory.check(reth.rkey, va, len, Need::RemoteRead) {
-                Ok(span) => Source::Region(span),
+                Ok(span) => Source::Region { span, len },
                 Err(_) => {
                     cx.counters.resp_remote_access_errors += 1;
                     self.replies.clear();
@@ -547,22 +484,13 @@ impl Responder {
         if last {
             self.replies.pop_front();
         } else if let Some(front) = self.replies.front_mut() {
-            *front = Reply::Read {
-                reth,
-                first,
-                sent: sent + 1,
-            };
+            *front = Reply::Read { reth, first, sent: sent + 1 };
         }
         true
     }
 
     fn ack(&self) -> Aeth {
-        Aeth {
-            syndrome: Syndrome::Ack {
-                credit: CREDIT_UNLIMITED,
-            },
-            msn: self.msn,
-        }
+        Aeth { syndrome: Syndrome::Ack { credit: CREDIT_UNLIMITED }, msn: self.msn }
     }
 
     // ---- Ending -----------------------------------------------------------------------------
@@ -611,16 +539,15 @@ fn check_length(mtu: Mtu, piece: &Piece) -> Result<(), Refusal> {
     right.then_some(()).ok_or(Refusal::Nak(NakCode::InvalidRequest))
 }
 
-fn emit<M>(cx: &mut Context<'_, M>, path: &Path, operation: Operation, psn: Psn, ext: Ext, payload: Source) {
+fn emit<M: Memory>(
+    cx: &mut Context<'_, M>,
+    path: &Path,
+    operation: Operation,
+    psn: Psn,
+    ext: Ext,
+    payload: Source<M::Span>,
+) {
     let bth = path.bth(operation, psn, payload.len());
-    let header = Repr {
-        bth,
-        xrc_srqn: None,
-        ext,
-    };
-    cx.actions.push(Action::Transmit(Transmit {
-        at: cx.now,
-        header,
-        payload,
-    }));
+    let header = Repr { bth, xrc_srqn: None, ext };
+    cx.actions.push(Action::Transmit(Transmit { at: cx.now, header, payload }));
 }

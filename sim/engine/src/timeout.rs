@@ -123,7 +123,6 @@ impl Timeout {
 
     /// Whether nothing has moved for so long that the queue pair has to give up.
     pub(crate) fn exhausted(&self, now: Time) -> bool {
-        self.ceiling
-            .is_some_and(|ceiling| now - self.last_progress >= ceiling * (self.retry_cnt + 1))
+        self.ceiling.is_some_and(|ceiling| now - self.last_progress >= ceiling * (self.retry_cnt + 1))
     }
 }

@@ -66,10 +66,7 @@ pub enum Op {
 impl Op {
     /// Whether the peer answers with data, so that an ACK alone does not complete it.
     pub(crate) fn has_response(&self) -> bool {
-        matches!(
-            self,
-            Op::Read { .. } | Op::FetchAdd { .. } | Op::CompareSwap { .. }
-        )
+        matches!(self, Op::Read { .. } | Op::FetchAdd { .. } | Op::CompareSwap { .. })
     }
 }
 

@@ -30,6 +30,15 @@ impl Rng {
     }
 }
 
+/// A range of the region.
+#[derive(Clone, Copy)]
+pub(crate) struct Span {
+    offset: usize,
+    len: usize,
+}
+
+type DropIf = Box<dyn FnMut(usize, &Repr) -> bool>;
+
 /// One side's memory and receive queue.
 #[derive(Default)]
 pub(crate) struct TestMemory {
@@ -41,28 +50,24 @@ pub(crate) struct TestMemory {
 }
 
 impl Memory for TestMemory {
+    type Span = Span;
+
     fn check(&mut self, rkey: u32, va: u64, len: u32, _need: Need) -> Result<Span, Denied> {
-        let fits = va
-            .checked_add(u64::from(len))
-            .is_some_and(|end| end <= self.region.len() as u64);
+        let fits = va.checked_add(u64::from(len)).is_some_and(|end| end <= self.region.len() as u64);
         (rkey == RKEY && fits && !self.revoked)
-            .then_some(Span {
-                key: rkey,
-                offset: va,
-                len,
-            })
+            .then_some(Span { offset: va as usize, len: len as usize })
             .ok_or(Denied)
     }
 
     fn fetch_add(&mut self, span: Span, add: u64) -> Result<u64, Denied> {
-        let at = span.offset as usize;
+        let at = span.offset;
         let before = u64::from_ne_bytes(self.region[at..at + 8].try_into().unwrap());
         self.region[at..at + 8].copy_from_slice(&before.wrapping_add(add).to_ne_bytes());
         Ok(before)
     }
 
     fn compare_swap(&mut self, span: Span, compare: u64, swap: u64) -> Result<u64, Denied> {
-        let at = span.offset as usize;
+        let at = span.offset;
         let before = u64::from_ne_bytes(self.region[at..at + 8].try_into().unwrap());
         if before == compare {
             self.region[at..at + 8].copy_from_slice(&swap.to_ne_bytes());
@@ -101,10 +106,10 @@ pub(crate) struct Pair {
     /// Every packet, in the order of sending: its side and header.
     pub(crate) sent: Vec<(usize, Repr)>,
     /// Drops the packets for which it says so.
-    pub(crate) drop_if: Option<Box<dyn FnMut(usize, &Repr) -> bool>>,
+    pub(crate) drop_if: Option<DropIf>,
     wire: BinaryHeap<Reverse<Flight>>,
     sequence: u64,
-    actions: Vec<Action>,
+    actions: Vec<Action<Span>>,
 }
 
 const MTU: Mtu = Mtu::B256;
@@ -136,10 +141,7 @@ impl Pair {
             }));
             Side {
                 qp,
-                memory: TestMemory {
-                    region: vec![0; 1 << 16],
-                    ..TestMemory::default()
-                },
+                memory: TestMemory { region: vec![0; 1 << 16], ..TestMemory::default() },
                 completions: Vec::new(),
                 counters: Counters::default(),
             }
@@ -163,14 +165,7 @@ impl Pair {
         let len = data.len() as u32;
         self.sides[0].memory.sends.insert(slot, data);
         self.ops.insert(slot, op);
-        let request = SendRequest {
-            slot,
-            op,
-            len,
-            signaled: true,
-            solicited: false,
-            fence: false,
-        };
+        let request = SendRequest { slot, op, len, signaled: true, solicited: false, fence: false };
         self.with_context(0, |qp, cx| assert!(qp.post_send(cx, request)));
     }
 
@@ -185,15 +180,8 @@ impl Pair {
         f: impl FnOnce(&mut QueuePair, &mut Context<'_, TestMemory>) -> R,
     ) -> R {
         let mut actions = std::mem::take(&mut self.actions);
-        let Side {
-            qp, memory, counters, ..
-        } = &mut self.sides[side];
-        let mut cx = Context {
-            now: self.now,
-            memory,
-            actions: &mut actions,
-            counters,
-        };
+        let Side { qp, memory, counters, .. } = &mut self.sides[side];
+        let mut cx = Context { now: self.now, memory, actions: &mut actions, counters };
         let result = f(qp, &mut cx);
         self.carry_out(side, &actions, &[]);
         actions.clear();
@@ -201,7 +189,7 @@ impl Pair {
         result
     }
 
-    fn carry_out(&mut self, side: usize, actions: &[Action], payload: &[u8]) {
+    fn carry_out(&mut self, side: usize, actions: &[Action<Span>], payload: &[u8]) {
         for action in actions {
             match *action {
                 Action::Transmit(transmit) => self.send(side, transmit),
@@ -215,24 +203,24 @@ impl Pair {
         }
     }
 
-    fn place(&mut self, side: usize, to: Target, bytes: &[u8]) {
+    fn place(&mut self, side: usize, to: Target<Span>, bytes: &[u8]) {
         let memory = &mut self.sides[side].memory;
         let (buffer, at) = match to {
             Target::Receive { slot, offset } => (memory.taken.get_mut(&slot).unwrap(), offset as usize),
             Target::Send { slot, offset } => (memory.sends.get_mut(&slot).unwrap(), offset as usize),
-            Target::Region(span) => (&mut memory.region, span.offset as usize),
+            Target::Region(span) => (&mut memory.region, span.offset),
         };
         buffer[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
-    fn send(&mut self, side: usize, transmit: Transmit) {
+    fn send(&mut self, side: usize, transmit: Transmit<Span>) {
         let memory = &self.sides[side].memory;
         let payload: &[u8] = match transmit.payload {
             Source::None => &[],
             Source::Send { slot, offset, len } => {
                 &memory.sends[&slot][offset as usize..(offset + len) as usize]
             }
-            Source::Region(span) => &memory.region[span.offset as usize..][..span.len as usize],
+            Source::Region { span, .. } => &memory.region[span.offset..][..span.len],
         };
         let header = transmit.header;
         let mut datagram = vec![0; header.header_len()];
@@ -251,8 +239,7 @@ impl Pair {
                 at = at + Duration::from_micros(self.rng.below(40));
             }
             self.sequence += 1;
-            self.wire
-                .push(Reverse((at, self.sequence, 1 - side, datagram.clone())));
+            self.wire.push(Reverse((at, self.sequence, 1 - side, datagram.clone())));
         }
     }
 
@@ -290,15 +277,8 @@ impl Pair {
         let repr = Repr::parse(&packet);
         let payload = &datagram[packet.payload_range()];
         let mut actions = std::mem::take(&mut self.actions);
-        let Side {
-            qp, memory, counters, ..
-        } = &mut self.sides[side];
-        let mut cx = Context {
-            now: self.now,
-            memory,
-            actions: &mut actions,
-            counters,
-        };
+        let Side { qp, memory, counters, .. } = &mut self.sides[side];
+        let mut cx = Context { now: self.now, memory, actions: &mut actions, counters };
         qp.on_packet(&mut cx, &repr, payload.len() as u32);
         self.carry_out(side, &actions, payload);
         actions.clear();
@@ -328,7 +308,5 @@ impl Pair {
 
 /// Bytes that tell where they belong.
 pub(crate) fn pattern(seed: u64, len: usize) -> Vec<u8> {
-    (0..len as u64)
-        .map(|i| (seed.wrapping_mul(31) ^ i ^ (i >> 8).wrapping_mul(7)) as u8)
-        .collect()
+    (0..len as u64).map(|i| (seed.wrapping_mul(31) ^ i ^ (i >> 8).wrapping_mul(7)) as u8).collect()
 }
