@@ -1,6 +1,43 @@
-//! A software RDMA NIC (in progress).
+//! A software RDMA NIC: the verbs object model over any datagram [`Link`](link::Link).
+//!
+//! ```text
+//!  Nic --alloc_pd--> Pd --register--> Mr        objects, as in the verbs manual
+//!   |                 '---create_qp--> Qp --post_send / post_recv--.
+//!   '--create_cq--> Cq --poll / wait                               v
+//!  ------------------------------------------------------------- doorbell ----
+//!   Token<Core>: one thread at a time makes progress (try-lock, nobody queues)
+//!     Core: queue pairs (engine + rings), regions, timers, packets in and out
+//!       '--> Link: datagrams, a clock, a place to sleep
+//! ```
+//!
+//! Progress belongs to whoever holds the token: a program that posts or polls does it inline; a
+//! thread of the NIC takes over when nobody polls for a while, and sleeps when there is nothing to do.
+//! See [`Nic::progress`].
 #![forbid(unsafe_code)]
 
+mod attributes;
+mod completion;
+mod core;
+mod datapath;
+mod error;
 pub mod link;
+mod nic;
+mod numbered;
+mod qp;
+mod queue_pair;
+mod region;
+mod thread;
+mod timers;
+mod token;
+mod transmit;
+mod work;
 
-pub use anyverbs_engine::Time;
+pub use anyverbs_engine::{Counters, Mtu, QpState, Time};
+pub use anyverbs_memory::{Access, Block};
+pub use attributes::{DeviceAttributes, NicConfig};
+pub use completion::{Cq, Cqe, WcOpcode, WcStatus};
+pub use error::{NicError, PostError, PostReason};
+pub use nic::Nic;
+pub use queue_pair::{Qp, QpInit, RtrAttributes, RtsAttributes};
+pub use region::{Mr, Pd};
+pub use work::{RecvWr, SendOp, SendWr, Sge};

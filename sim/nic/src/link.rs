@@ -225,7 +225,7 @@ impl TxBatch {
 
     /// Takes the first `n` datagrams off the batch; an emptied batch starts over at its beginning.
     pub fn consume(&mut self, n: usize) {
-        self.first = (self.first + n).min(self.entries.len());
+        self.first = self.first.saturating_add(n).min(self.entries.len());
         if self.first == self.entries.len() {
             self.entries.clear();
             self.first = 0;

@@ -1,0 +1,92 @@
+//! What the device offers, and how it is opened.
+
+use std::net::IpAddr;
+
+use anyverbs_engine::Mtu;
+
+use crate::link::LinkInfo;
+use crate::work::{INLINE_MAX, SGE_MAX};
+
+/// How to open a NIC. The default suits a program that talks to a few hundred peers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NicConfig {
+    /// Where queue pair numbers, first PSNs and keys come from: a seed for a run that can be
+    /// repeated, or `None` for the operating system's entropy.
+    pub seed: Option<u64>,
+    /// Queue pairs that may exist.
+    pub max_qp: u32,
+    /// Memory regions that may exist.
+    pub max_mr: u32,
+    /// Work requests in a queue.
+    pub max_qp_wr: u32,
+    /// Entries in a completion queue.
+    pub max_cqe: u32,
+    /// Packets that a queue pair may have unacknowledged.
+    pub window: u32,
+}
+
+impl Default for NicConfig {
+    fn default() -> Self {
+        NicConfig {
+            seed: None,
+            max_qp: 4096,
+            max_mr: 16384,
+            max_qp_wr: 16384,
+            max_cqe: 1 << 20,
+            window: 256,
+        }
+    }
+}
+
+/// The limits of an open device; each of them is enforced (`ibv_query_device`, `ibv_query_port`).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeviceAttributes {
+    /// The GID of the port, as the address that it is.
+    pub gid: IpAddr,
+    /// The largest path MTU that fits into a datagram of the link.
+    pub path_mtu: Mtu,
+    /// Queue pairs.
+    pub max_qp: u32,
+    /// Memory regions.
+    pub max_mr: u32,
+    /// Work requests in a queue.
+    pub max_qp_wr: u32,
+    /// Entries in a completion queue.
+    pub max_cqe: u32,
+    /// Scatter/gather elements of a work request.
+    pub max_sge: u32,
+    /// Bytes of an inline send.
+    pub max_inline: u32,
+    /// Outstanding READs and atomics of a queue pair, in either role.
+    pub max_rd_atomic: u8,
+    /// Bytes of a message.
+    pub max_message: u32,
+}
+
+/// Outstanding READs and atomics of a queue pair.
+pub(crate) const RD_ATOMIC_MAX: u8 = 16;
+
+/// 2^22 packets of the smallest MTU, so that the PSNs of one message are never half of all PSNs.
+pub(crate) const MESSAGE_MAX: u32 = 1 << 30;
+
+/// The largest headers and trailer around a payload: BTH, AtomicETH or RETH with immediate, ICRC.
+pub(crate) const OVERHEAD_MAX: usize = 64;
+
+impl DeviceAttributes {
+    pub(crate) fn new(link: &LinkInfo, config: &NicConfig) -> Option<Self> {
+        let room = link.max_datagram.checked_sub(OVERHEAD_MAX)?;
+        let path_mtu = Mtu::ALL.into_iter().rev().find(|mtu| mtu.bytes() as usize <= room)?;
+        Some(DeviceAttributes {
+            gid: link.address,
+            path_mtu,
+            max_qp: config.max_qp,
+            max_mr: config.max_mr,
+            max_qp_wr: config.max_qp_wr,
+            max_cqe: config.max_cqe,
+            max_sge: SGE_MAX as u32,
+            max_inline: INLINE_MAX as u32,
+            max_rd_atomic: RD_ATOMIC_MAX,
+            max_message: MESSAGE_MAX,
+        })
+    }
+}

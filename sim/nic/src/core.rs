@@ -1,0 +1,279 @@
+//! What the progress token guards, and one pass of progress over it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use anyverbs_engine::{Action, Context, Counters, SendRequest, Time};
+use anyverbs_memory::{RegionTable, Span};
+use anyverbs_wire::{Flow, Packet, Repr, icrc};
+use rand_chacha::ChaCha20Rng;
+
+use crate::attributes::{DeviceAttributes, NicConfig, OVERHEAD_MAX};
+use crate::error::NicError;
+use crate::link::{Link, LinkError, RxBatch, RxEntry, TxBatch, Waiter};
+use crate::numbered::Numbered;
+use crate::qp::{QpCore, View};
+use crate::timers::Timers;
+use crate::transmit::Deferred;
+
+/// Room for datagrams going out: more than a queue pair sends in one turn.
+const TX_DATAGRAMS: usize = 256;
+
+/// What a queue pair may send in one turn, with both its halves.
+const TURN: usize = 130;
+
+/// The buffer for datagrams coming in, in bytes: a few coalesced reads of 64 KiB.
+const RX_BYTES: usize = 512 * 1024;
+
+/// Datagrams handled in a pass, at most.
+const RX_DATAGRAMS: usize = 1024;
+
+/// The state of a NIC that only the holder of the progress token touches.
+pub(crate) struct Core {
+    pub(crate) link: Box<dyn Link>,
+    pub(crate) waiter: Arc<dyn Waiter>,
+    pub(crate) rng: ChaCha20Rng,
+    pub(crate) regions: RegionTable,
+    pub(crate) qps: Numbered<QpCore>,
+    pub(crate) counters: Counters,
+    pub(crate) timers: Timers,
+    /// Queue pairs with something to send, in turn.
+    pub(crate) ready: VecDeque<u32>,
+    /// Packets whose time has not come.
+    pub(crate) deferred: Deferred,
+    pub(crate) tx: TxBatch,
+    rx: RxBatch,
+    pub(crate) actions: Vec<Action<Span>>,
+    datagram_max: usize,
+    /// Entries were written to completion queues since this was last looked at.
+    pub(crate) completed: bool,
+    /// The link broke, and how: nothing arrives any more.
+    broken: Option<LinkError>,
+}
+
+impl Core {
+    pub(crate) fn new(
+        link: Box<dyn Link>,
+        rng: ChaCha20Rng,
+        config: &NicConfig,
+        attributes: &DeviceAttributes,
+    ) -> Result<Self, NicError> {
+        let datagram_max = attributes.path_mtu.bytes() as usize + OVERHEAD_MAX;
+        Ok(Core {
+            waiter: link.waiter(),
+            link,
+            rng,
+            regions: RegionTable::new(config.max_mr).map_err(NicError::system("allocating the region table"))?,
+            qps: Numbered::new(config.max_qp),
+            counters: Counters::default(),
+            timers: Timers::default(),
+            ready: VecDeque::with_capacity(config.max_qp as usize),
+            deferred: Deferred::default(),
+            tx: TxBatch::with_capacity(TX_DATAGRAMS * datagram_max, TX_DATAGRAMS),
+            rx: RxBatch::with_capacity(RX_BYTES, RX_DATAGRAMS),
+            actions: Vec::with_capacity(TX_DATAGRAMS),
+            datagram_max,
+            completed: false,
+            broken: None,
+        })
+    }
+
+    /// One pass: what was posted goes out, what arrived is handled, what is due is done. Returns
+    /// whether entries were written to completion queues.
+    ///
+    /// Acknowledgements of what arrives in this pass leave with the next one if it also completed
+    /// receives: the program that polls for them is likely to post its reply first, and both go out
+    /// in one send. Otherwise they leave at once.
+    pub(crate) fn pass(&mut self, doorbells: impl Fn() -> Option<u32>) -> bool {
+        while let Some(qpn) = doorbells() {
+            self.drain_send_queue(qpn);
+        }
+        let now = self.waiter.now();
+        self.send(now);
+        self.receive(now);
+        self.fire_timers(now);
+        if !self.completed {
+            self.send(now);
+        }
+        std::mem::take(&mut self.completed)
+    }
+
+    /// When there will be something to do although nothing arrives; a time in the past if there is
+    /// something to do now.
+    pub(crate) fn next_deadline(&self) -> Option<Time> {
+        if !self.ready.is_empty() || !self.tx.is_empty() {
+            return Some(Time::ZERO);
+        }
+        [self.timers.next(), self.deferred.next(), self.link.next_deadline()].into_iter().flatten().min()
+    }
+
+    /// How the link broke, if it did.
+    pub(crate) fn broken(&self) -> Option<&LinkError> {
+        self.broken.as_ref()
+    }
+
+    // ---- Out --------------------------------------------------------------------------------
+
+    /// Hands what was posted on a queue pair to its engine.
+    fn drain_send_queue(&mut self, qpn: u32) {
+        let now = self.waiter.now();
+        let Some(qp) = self.qps.get_mut(qpn) else { return };
+        // Before the queue is read: what is posted from here on rings again.
+        qp.shared.answer_doorbell();
+        while let Some((slot, wqe)) = qp.sq.take() {
+            let request = wqe.request(slot);
+            Self::post(qp, &mut self.actions, &mut self.counters, &self.regions, now, request);
+        }
+        let Some(qp) = self.qps.get_mut(qpn) else { return };
+        Self::with_engine(qp, &mut self.actions, &mut self.counters, &self.regions, now, |engine, cx| {
+            engine.flush_receives(cx);
+        });
+        self.carry_out(qpn, now, &[]);
+    }
+
+    fn post(
+        qp: &mut QpCore,
+        actions: &mut Vec<Action<Span>>,
+        counters: &mut Counters,
+        regions: &RegionTable,
+        now: Time,
+        request: SendRequest,
+    ) {
+        Self::with_engine(qp, actions, counters, regions, now, |engine, cx| {
+            let posted = engine.post_send(cx, request);
+            debug_assert!(posted, "the ring holds no more than the engine, and checks the state");
+        });
+    }
+
+    /// Calls the engine of a queue pair with everything that it needs.
+    pub(crate) fn with_engine<R>(
+        qp: &mut QpCore,
+        actions: &mut Vec<Action<Span>>,
+        counters: &mut Counters,
+        regions: &RegionTable,
+        now: Time,
+        call: impl FnOnce(&mut anyverbs_engine::QueuePair, &mut Context<'_, View<'_>>) -> R,
+    ) -> R {
+        let mut view = View { regions, pd: qp.pd, access: qp.access, rq: &mut qp.rq };
+        let mut cx = Context { now, memory: &mut view, actions, counters };
+        call(&mut qp.engine, &mut cx)
+    }
+
+    /// Lets queue pairs send in turn, until nobody has anything or the link takes no more.
+    fn send(&mut self, now: Time) {
+        self.send_deferred(now);
+        while let Some(qpn) = self.ready.pop_front() {
+            if !self.make_room(TURN, now) {
+                self.ready.push_front(qpn);
+                break;
+            }
+            let Some(qp) = self.qps.get_mut(qpn) else { continue };
+            qp.ready = false;
+            Self::with_engine(qp, &mut self.actions, &mut self.counters, &self.regions, now, |engine, cx| {
+                engine.transmit(cx)
+            });
+            self.carry_out(qpn, now, &[]);
+        }
+        self.flush(now);
+    }
+
+    /// Whether `datagrams` more fit into the batch, after it was flushed if necessary.
+    pub(crate) fn make_room(&mut self, datagrams: usize, now: Time) -> bool {
+        let fits = |tx: &TxBatch, max: usize| {
+            tx.len() + datagrams <= TX_DATAGRAMS && tx.has_room(datagrams * max)
+        };
+        if !fits(&self.tx, self.datagram_max) {
+            self.flush(now);
+        }
+        fits(&self.tx, self.datagram_max)
+    }
+
+    fn flush(&mut self, now: Time) {
+        // Called for an empty batch too: a link may hold datagrams back until they are due.
+        if self.broken.is_none()
+            && let Err(error) = self.link.transmit(&mut self.tx, now)
+        {
+            self.broken = Some(error);
+        }
+        if self.broken.is_some() {
+            // A broken link loses everything, and queue pairs end by their own timeouts.
+            self.tx.consume(usize::MAX);
+        }
+    }
+
+    /// Moves a queue pair to the error state.
+    pub(crate) fn enter_error(&mut self, qpn: u32) {
+        let now = self.waiter.now();
+        let Some(qp) = self.qps.get_mut(qpn) else { return };
+        Self::with_engine(qp, &mut self.actions, &mut self.counters, &self.regions, now, |engine, cx| {
+            engine.enter_error(cx);
+        });
+        self.carry_out(qpn, now, &[]);
+    }
+
+    // ---- In ---------------------------------------------------------------------------------
+
+    fn receive(&mut self, now: Time) {
+        if self.broken.is_some() {
+            return;
+        }
+        self.rx.clear();
+        if let Err(error) = self.link.receive(&mut self.rx, now) {
+            self.broken = Some(error);
+            return;
+        }
+        // The batch leaves `self` for the loop, so that a datagram and the rest can be borrowed.
+        let rx = std::mem::replace(&mut self.rx, RxBatch::with_capacity(0, 0));
+        for entry in rx.entries() {
+            self.on_datagram(entry, &rx.bytes()[entry.range()], now);
+        }
+        self.rx = rx;
+    }
+
+    /// Checks a datagram and hands it to its queue pair. What fails a check is counted, by cause,
+    /// and changes nothing else (IBA 9.6).
+    fn on_datagram(&mut self, entry: &RxEntry, datagram: &[u8], now: Time) {
+        let Ok(packet) = Packet::new_checked(datagram) else {
+            self.counters.rx_malformed += 1;
+            return;
+        };
+        let qpn = packet.dest_qpn().value();
+        let Some(qp) = self.qps.get_mut(qpn) else {
+            self.counters.rx_unknown_qp += 1;
+            return;
+        };
+        if qp.peer != Some(entry.source) {
+            self.counters.rx_wrong_source += 1;
+            return;
+        }
+        let destination = self.link.info().address;
+        let flow = Flow { source: entry.source, destination, source_port: entry.source_port };
+        if icrc::verify(&flow, datagram).is_none() {
+            self.counters.rx_icrc_encapsulated += 1;
+            return;
+        }
+        let repr = Repr::parse(&packet);
+        let payload = packet.payload();
+        let len = payload.len() as u32;
+        Self::with_engine(qp, &mut self.actions, &mut self.counters, &self.regions, now, |engine, cx| {
+            engine.on_packet(cx, &repr, len);
+        });
+        self.carry_out(qpn, now, payload);
+    }
+
+    // ---- Time -------------------------------------------------------------------------------
+
+    fn fire_timers(&mut self, now: Time) {
+        while let Some((time, qpn)) = self.timers.due(now) {
+            let Some(qp) = self.qps.get_mut(qpn) else { continue };
+            if qp.timer != Some(time) {
+                continue;
+            }
+            qp.timer = None;
+            Self::with_engine(qp, &mut self.actions, &mut self.counters, &self.regions, now, |engine, cx| {
+                engine.on_timer(cx);
+            });
+            self.carry_out(qpn, now, &[]);
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! What can go wrong: setting up, with words; posting, with a small code.
+
+use std::io;
+
+use anyverbs_engine::QpState;
+
+/// Why an object could not be made or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum NicError {
+    /// The link's datagrams do not hold the smallest path MTU.
+    #[error("the link carries datagrams of {max_datagram} bytes; RoCEv2 needs at least 320: raise its MTU")]
+    LinkMtu {
+        /// What the link carries, in bytes.
+        max_datagram: usize,
+    },
+    /// The device has no more of these.
+    #[error("the device has no room for another {object}: its limit is {limit}")]
+    Exhausted {
+        /// What was asked for.
+        object: &'static str,
+        /// How many there can be.
+        limit: u32,
+    },
+    /// An attribute is out of range.
+    #[error("{attribute} is {given}; it must be between {min} and {max}")]
+    OutOfRange {
+        /// The attribute, by its verbs name.
+        attribute: &'static str,
+        /// What was given.
+        given: u64,
+        /// The smallest allowed value.
+        min: u64,
+        /// The largest allowed value.
+        max: u64,
+    },
+    /// The range is not inside the memory.
+    #[error("bytes {start}..{end} are not inside a memory block of {len} bytes")]
+    OutsideMemory {
+        /// Start of the range.
+        start: usize,
+        /// End of the range.
+        end: usize,
+        /// Length of the block.
+        len: usize,
+    },
+    /// The transition is not allowed from the present state.
+    #[error("a queue pair cannot go from {from:?} to {to:?}")]
+    State {
+        /// The present state.
+        from: QpState,
+        /// The state that was asked for.
+        to: QpState,
+    },
+    /// The peer's address is of another family than the device's.
+    #[error("the peer's GID {peer} and this device's GID {own} are of different address families")]
+    AddressFamily {
+        /// The peer's.
+        peer: std::net::IpAddr,
+        /// Our own.
+        own: std::net::IpAddr,
+    },
+    /// An object of another device was passed.
+    #[error("the {object} belongs to another device")]
+    OtherDevice {
+        /// What was passed.
+        object: &'static str,
+    },
+    /// Memory or entropy could not be had from the system.
+    #[error("{action}: {source}")]
+    System {
+        /// What was being done.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl NicError {
+    pub(crate) fn system(action: &'static str) -> impl FnOnce(io::Error) -> NicError {
+        move |source| NicError::System { action, source }
+    }
+}
+
+/// Checks an attribute against its range.
+pub(crate) fn in_range(attribute: &'static str, given: u64, min: u64, max: u64) -> Result<(), NicError> {
+    if (min..=max).contains(&given) {
+        Ok(())
+    } else {
+        Err(NicError::OutOfRange { attribute, given, min, max })
+    }
+}
+
+/// A post that stopped: the work requests before `index` are posted, it and those behind it are not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("work request {index}: {reason}")]
+pub struct PostError {
+    /// The first work request that was not posted.
+    pub index: usize,
+    /// Why.
+    pub reason: PostReason,
+}
+
+/// Why a work request was not posted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum PostReason {
+    /// The queue is full (ENOMEM).
+    #[error("the queue is full")]
+    QueueFull,
+    /// The queue pair is in a state that takes no work requests of this kind (EINVAL).
+    #[error("the queue pair is not in a state that takes this work request")]
+    BadState,
+    /// More scatter/gather elements than the queue pair was made for (EINVAL).
+    #[error("too many scatter/gather elements")]
+    TooManySges,
+    /// More inline data than the device takes, or inline data for an operation that takes none.
+    #[error("inline data is too long, or the operation takes none")]
+    BadInline,
+    /// The message is longer than the device's limit, or an atomic's buffer is not eight bytes.
+    #[error("the message has a length that is not allowed")]
+    BadLength,
+}

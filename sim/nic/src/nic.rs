@@ -1,0 +1,315 @@
+//! The device.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::thread::JoinHandle;
+
+use anyverbs_engine::{Counters, Time};
+use crossbeam_queue::ArrayQueue;
+use rand_chacha::ChaCha20Rng;
+use rand_core::SeedableRng;
+
+use crate::attributes::{DeviceAttributes, NicConfig};
+use crate::completion::{Cq, CqCore};
+use crate::core::Core;
+use crate::error::{NicError, in_range};
+use crate::link::{Link, LinkInfo, Progress, Waiter};
+use crate::region::Pd;
+use crate::thread;
+use crate::token::Token;
+
+/// What all handles, and the progress thread, share.
+pub(crate) struct Shared {
+    token: Token<Core>,
+    /// Queue pairs whose send queue has something new.
+    doorbells: ArrayQueue<u32>,
+    waiter: Arc<dyn Waiter>,
+    link: LinkInfo,
+    attributes: DeviceAttributes,
+    window: u32,
+    next_pd: AtomicU32,
+    /// When a program last polled or posted, in nanoseconds.
+    last_poll: AtomicU64,
+    /// Program threads in [`Nic::wait_until`]: while there are any, they make progress.
+    pub(crate) waiting: AtomicU32,
+    /// Threads that sleep in the link's waiter, or are about to.
+    sleepers: AtomicU32,
+    /// The deadline that sleepers know of, in nanoseconds.
+    announced: AtomicU64,
+    pub(crate) stop: AtomicBool,
+    /// Where the progress thread sleeps while programs make progress themselves.
+    pub(crate) bench: Mutex<()>,
+    pub(crate) called: Condvar,
+}
+
+impl Shared {
+    /// One pass of progress, if the token is free.
+    pub(crate) fn progress(&self) -> bool {
+        let mut completed = false;
+        let mut deadline = None;
+        let worked = self.token.try_work(
+            |core| {
+                completed |= core.pass(|| self.doorbells.pop());
+                deadline = core.next_deadline();
+            },
+            || !self.doorbells.is_empty(),
+        );
+        if worked {
+            self.announce(deadline, completed);
+        }
+        worked
+    }
+
+    /// Wakes sleepers if there is something for them to poll, or if they would sleep too long.
+    fn announce(&self, deadline: Option<Time>, completed: bool) {
+        let deadline = deadline.map_or(u64::MAX, Time::as_nanos);
+        let before = self.announced.swap(deadline, Ordering::SeqCst);
+        // A scheduler knows the deadline from what `progress` returned.
+        let sooner = deadline < before && self.waiter.wants_progress_thread();
+        if (completed || sooner) && self.sleepers.load(Ordering::SeqCst) > 0 {
+            self.waiter.wake();
+        }
+    }
+
+    /// Sleeps until the link has something, somebody wakes us, `deadline`, or the next deadline of
+    /// the NIC; not at all if `ready` says so once everybody knows that we are going to sleep.
+    pub(crate) fn sleep(&self, deadline: Option<Time>, ready: impl Fn() -> bool) {
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        if !ready() && self.doorbells.is_empty() {
+            let announced = self.announced.load(Ordering::SeqCst);
+            let own = (announced != u64::MAX).then(|| Time::from_nanos(announced));
+            self.waiter.wait([own, deadline].into_iter().flatten().min());
+        }
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// How long no program has polled or posted.
+    pub(crate) fn unpolled(&self) -> std::time::Duration {
+        self.waiter.now() - Time::from_nanos(self.last_poll.load(Ordering::Relaxed))
+    }
+
+    fn note_poll(&self) {
+        self.last_poll.store(self.waiter.now().as_nanos(), Ordering::Relaxed);
+    }
+}
+
+impl Progress for Shared {
+    fn progress(&self) -> Option<Time> {
+        Shared::progress(self);
+        match self.announced.load(Ordering::SeqCst) {
+            u64::MAX => None,
+            deadline => Some(Time::from_nanos(deadline)),
+        }
+    }
+}
+
+struct NicInner {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Drop for NicInner {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        let thread = self.thread.get_mut().map(Option::take);
+        if let Ok(Some(thread)) = thread {
+            self.shared.call_thread();
+            self.shared.waiter.wake();
+            // The thread holds no `Nic`, so it is never the one that drops the last.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    /// Calls the progress thread off its bench.
+    pub(crate) fn call_thread(&self) {
+        let _bench = self.bench.lock();
+        self.called.notify_all();
+    }
+}
+
+/// A software NIC (`ibv_context`). Clones are handles to the same device; it closes with the last
+/// object that was made from it.
+#[derive(Clone)]
+pub struct Nic {
+    inner: Arc<NicInner>,
+}
+
+impl Nic {
+    /// Opens a device over a link.
+    ///
+    /// # Errors
+    /// [`NicError::LinkMtu`] for a link whose datagrams are too small, [`NicError::OutOfRange`] for a
+    /// configuration without sense, [`NicError::System`] if memory, entropy or a thread cannot be had.
+    pub fn open(link: Box<dyn Link>, config: NicConfig) -> Result<Nic, NicError> {
+        in_range("max_qp", u64::from(config.max_qp), 1, 1 << 20)?;
+        in_range("max_mr", u64::from(config.max_mr), 1, 1 << 24)?;
+        in_range("max_qp_wr", u64::from(config.max_qp_wr), 1, 1 << 20)?;
+        in_range("max_cqe", u64::from(config.max_cqe), 1, 1 << 24)?;
+        in_range("window", u64::from(config.window), 1, 1 << 16)?;
+        let info = link.info().clone();
+        let attributes = DeviceAttributes::new(&info, &config)
+            .ok_or(NicError::LinkMtu { max_datagram: info.max_datagram })?;
+        let waiter = link.waiter();
+        let core = Core::new(link, random(config.seed)?, &config, &attributes)?;
+        let shared = Arc::new(Shared {
+            token: Token::new(core),
+            doorbells: ArrayQueue::new(config.max_qp as usize * 2),
+            last_poll: AtomicU64::new(waiter.now().as_nanos()),
+            waiter,
+            link: info,
+            attributes,
+            window: config.window,
+            next_pd: AtomicU32::new(1),
+            waiting: AtomicU32::new(0),
+            sleepers: AtomicU32::new(0),
+            announced: AtomicU64::new(u64::MAX),
+            stop: AtomicBool::new(false),
+            bench: Mutex::new(()),
+            called: Condvar::new(),
+        });
+        let thread = if shared.waiter.wants_progress_thread() {
+            let own = Arc::clone(&shared);
+            let thread = std::thread::Builder::new()
+                .name("anyverbs-nic".into())
+                .spawn(move || thread::run(&own))
+                .map_err(NicError::system("starting the progress thread"))?;
+            Some(thread)
+        } else {
+            None
+        };
+        Ok(Nic { inner: Arc::new(NicInner { shared, thread: Mutex::new(thread) }) })
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.inner.shared
+    }
+
+    /// The limits of the device.
+    pub fn attributes(&self) -> &DeviceAttributes {
+        &self.shared().attributes
+    }
+
+    /// The link that it stands on.
+    pub fn link_info(&self) -> &LinkInfo {
+        &self.shared().link
+    }
+
+    /// Its clock, and where its threads sleep.
+    pub fn waiter(&self) -> &Arc<dyn Waiter> {
+        &self.shared().waiter
+    }
+
+    /// What a scheduler calls instead of the progress thread.
+    pub fn progress_handle(&self) -> Weak<dyn Progress> {
+        let shared: Weak<Shared> = Arc::downgrade(&self.inner.shared);
+        shared
+    }
+
+    /// What happened so far.
+    pub fn counters(&self) -> Counters {
+        self.shared().token.lock().counters
+    }
+
+    /// What the link said when it broke; a device whose link is broken sends and receives nothing,
+    /// and its queue pairs end by their timeouts.
+    pub fn link_error(&self) -> Option<String> {
+        self.shared().token.lock().broken().map(ToString::to_string)
+    }
+
+    /// Makes progress: sends what was posted, handles what arrived, does what is due. Returns false
+    /// if another thread was doing so, and leaves it to that thread.
+    pub fn progress(&self) -> bool {
+        self.shared().progress()
+    }
+
+    /// Makes a protection domain (`ibv_alloc_pd`).
+    ///
+    /// # Errors
+    /// [`NicError::Exhausted`] after 2^32 of them.
+    pub fn alloc_pd(&self) -> Result<Pd, NicError> {
+        let next = |number: u32| number.checked_add(1);
+        let number = self.shared().next_pd.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+        let exhausted = |limit| NicError::Exhausted { object: "protection domain", limit };
+        Ok(Pd::new(self.clone(), number.map_err(exhausted)?))
+    }
+
+    /// Makes a completion queue of `depth` entries (`ibv_create_cq`).
+    ///
+    /// # Errors
+    /// [`NicError::OutOfRange`] for a depth outside the device's limits, [`NicError::System`] if
+    /// there is no memory for it.
+    pub fn create_cq(&self, depth: u32) -> Result<Cq, NicError> {
+        in_range("cqe", u64::from(depth), 1, u64::from(self.attributes().max_cqe))?;
+        let core = CqCore::new(depth).map_err(NicError::system("allocating a completion queue"))?;
+        Ok(Cq { core: Arc::new(core), nic: self.clone() })
+    }
+
+    // ---- For the other objects --------------------------------------------------------------
+
+    pub(crate) fn is_same(&self, other: &Nic) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
+    pub(crate) fn window(&self) -> u32 {
+        self.shared().window
+    }
+
+    /// Does something with the token held, for set-up and teardown.
+    pub(crate) fn control<R>(&self, f: impl FnOnce(&mut Core) -> R) -> R {
+        let result = f(&mut self.shared().token.lock());
+        self.progress();
+        result
+    }
+
+    pub(crate) fn ring_doorbell(&self, qpn: u32) {
+        self.shared().note_poll();
+        while self.shared().doorbells.push(qpn).is_err() {
+            // Twice as many places as queue pairs: full only of those that are destroyed.
+            self.progress();
+        }
+    }
+
+    pub(crate) fn note_poll(&self) {
+        self.shared().note_poll();
+    }
+
+    /// Makes progress and sleeps by turns until `ready` or `deadline`; says which.
+    pub(crate) fn wait_until(&self, deadline: Option<Time>, ready: impl Fn() -> bool) -> bool {
+        let shared = self.shared();
+        shared.waiting.fetch_add(1, Ordering::SeqCst);
+        let came = loop {
+            if ready() {
+                break true;
+            }
+            shared.progress();
+            if ready() {
+                break true;
+            }
+            if deadline.is_some_and(|deadline| deadline <= shared.waiter.now()) {
+                break false;
+            }
+            shared.sleep(deadline, &ready);
+        };
+        shared.note_poll();
+        if shared.waiting.fetch_sub(1, Ordering::SeqCst) == 1 && shared.waiter.wants_progress_thread() {
+            shared.call_thread();
+        }
+        came
+    }
+}
+
+/// The generator that numbers, PSNs and keys are drawn from.
+fn random(seed: Option<u64>) -> Result<ChaCha20Rng, NicError> {
+    match seed {
+        Some(seed) => Ok(ChaCha20Rng::seed_from_u64(seed)),
+        None => {
+            let mut seed = [0; 32];
+            getrandom::fill(&mut seed)
+                .map_err(|error| NicError::system("reading the system's entropy")(io::Error::other(error)))?;
+            Ok(ChaCha20Rng::from_seed(seed))
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Objects under random numbers: direct-mapped, so that a look-up is one probe.
+
+use rand_core::Rng;
+
+/// A table of objects under random 24-bit numbers.
+///
+/// The home of a number is its low bits, and a number is given out only if its home is free: with
+/// twice as many homes as objects that takes two tries on average, and there is no probing and no
+/// order that depends on history.
+#[derive(Debug)]
+pub(crate) struct Numbered<T> {
+    homes: Vec<Option<(u32, T)>>,
+    len: u32,
+    limit: u32,
+}
+
+impl<T> Numbered<T> {
+    pub(crate) fn new(limit: u32) -> Self {
+        let homes = (limit as usize * 2).next_power_of_two();
+        Numbered { homes: (0..homes).map(|_| None).collect(), len: 0, limit }
+    }
+
+    fn home(&self, number: u32) -> usize {
+        number as usize & (self.homes.len() - 1)
+    }
+
+    /// Adds an object under a random number that `allowed` accepts; `None` if the table is full.
+    pub(crate) fn insert(
+        &mut self,
+        rng: &mut impl Rng,
+        allowed: impl Fn(u32) -> bool,
+        make: impl FnOnce(u32) -> T,
+    ) -> Option<u32> {
+        if self.len == self.limit {
+            return None;
+        }
+        loop {
+            let number = rng.next_u32() & 0x00ff_ffff;
+            let home = self.home(number);
+            if allowed(number) && self.homes[home].is_none() {
+                self.homes[home] = Some((number, make(number)));
+                self.len += 1;
+                return Some(number);
+            }
+        }
+    }
+
+    pub(crate) fn get_mut(&mut self, number: u32) -> Option<&mut T> {
+        let home = self.home(number);
+        self.homes[home].as_mut().filter(|(own, _)| *own == number).map(|(_, object)| object)
+    }
+
+    pub(crate) fn remove(&mut self, number: u32) -> Option<T> {
+        let home = self.home(number);
+        let object = self.homes[home].take_if(|(own, _)| *own == number)?;
+        self.len -= 1;
+        Some(object.1)
+    }
+
+    pub(crate) fn limit(&self) -> u32 {
+        self.limit
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand_chacha::ChaCha20Rng;
+    use rand_core::SeedableRng;
+
+    use super::Numbered;
+
+    #[test]
+    fn numbers_are_found_until_removed_and_never_above_the_limit() {
+        let mut rng = ChaCha20Rng::seed_from_u64(1);
+        let mut table = Numbered::new(100);
+        let numbers: Vec<u32> =
+            (0..100).map(|i| table.insert(&mut rng, |n| n > 1, |_| i).expect("there is room")).collect();
+        assert!(table.insert(&mut rng, |_| true, |_| 100).is_none(), "the limit holds");
+        for (i, number) in numbers.iter().enumerate() {
+            assert_eq!(table.get_mut(*number), Some(&mut (i as u32)));
+            let alias = number ^ 0x0080_0000;
+            assert_eq!(table.get_mut(alias), None, "another number with the same home");
+        }
+        assert_eq!(table.remove(numbers[7]), Some(7));
+        assert_eq!(table.remove(numbers[7]), None);
+        assert!(table.insert(&mut rng, |_| true, |_| 100).is_some());
+    }
+}

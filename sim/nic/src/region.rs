@@ -1,0 +1,110 @@
+//! Protection domains and memory regions.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use anyverbs_memory::{Access, Block, RegisterError};
+use rand_core::Rng;
+
+use crate::error::NicError;
+use crate::nic::Nic;
+use crate::queue_pair::{Qp, QpInit};
+
+struct PdInner {
+    nic: Nic,
+    number: u32,
+}
+
+/// A protection domain (`ibv_pd`): regions and queue pairs of one domain may be used together.
+/// Clones are handles to the same domain.
+#[derive(Clone)]
+pub struct Pd(Arc<PdInner>);
+
+impl Pd {
+    pub(crate) fn new(nic: Nic, number: u32) -> Self {
+        Pd(Arc::new(PdInner { nic, number }))
+    }
+
+    pub(crate) fn nic(&self) -> &Nic {
+        &self.0.nic
+    }
+
+    pub(crate) fn number(&self) -> u32 {
+        self.0.number
+    }
+
+    /// Registers `range` of a block (`ibv_reg_mr`), with addresses that start at zero.
+    ///
+    /// The key is random. The NIC keeps a share of the block until the region is dropped.
+    ///
+    /// # Errors
+    /// [`NicError::OutsideMemory`] if the range is not in the block, [`NicError::Exhausted`] if the
+    /// device has no room for another region.
+    pub fn register(&self, memory: Arc<Block>, range: Range<usize>, access: Access) -> Result<Mr, NicError> {
+        let nic = self.nic();
+        let key = nic.control(|core| {
+            loop {
+                let key = core.rng.next_u32();
+                let share = Arc::clone(&memory);
+                match core.regions.register(key, self.number(), access, 0, share, range.clone()) {
+                    Ok(()) => return Ok(key),
+                    Err(RegisterError::KeyTaken | RegisterError::InvalidKey) => {}
+                    Err(RegisterError::Full) => {
+                        let limit = nic.attributes().max_mr;
+                        return Err(NicError::Exhausted { object: "memory region", limit });
+                    }
+                    Err(RegisterError::OutOfBounds) => {
+                        let Range { start, end } = range;
+                        return Err(NicError::OutsideMemory { start, end, len: memory.len() });
+                    }
+                }
+            }
+        })?;
+        Ok(Mr { pd: self.clone(), key, len: range.len() })
+    }
+
+    /// Creates a queue pair in the Reset state (`ibv_create_qp`).
+    ///
+    /// # Errors
+    /// [`NicError::OutOfRange`] for sizes outside the device's limits, [`NicError::Exhausted`] when
+    /// there is no room for another queue pair.
+    pub fn create_qp(&self, init: QpInit<'_>) -> Result<Qp, NicError> {
+        Qp::create(self.clone(), init)
+    }
+}
+
+/// A memory region (`ibv_mr`). Dropping it deregisters: afterwards nothing touches the memory.
+pub struct Mr {
+    pd: Pd,
+    key: u32,
+    len: usize,
+}
+
+impl Mr {
+    /// Its key, for local and for remote use.
+    pub fn key(&self) -> u32 {
+        self.key
+    }
+
+    /// Its length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The domain that it belongs to.
+    pub fn pd(&self) -> &Pd {
+        &self.pd
+    }
+}
+
+impl Drop for Mr {
+    fn drop(&mut self) {
+        // The share of the block comes out of the lock and is dropped behind it.
+        let _owner = self.pd.nic().control(|core| core.regions.deregister(self.key));
+    }
+}

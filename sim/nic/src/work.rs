@@ -1,0 +1,301 @@
+//! Work requests as posted, and as they lie in the queues.
+
+use anyverbs_engine::{Op, SendRequest};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::attributes::MESSAGE_MAX;
+use crate::error::PostReason;
+
+/// Scatter/gather elements of a work request, at most.
+pub(crate) const SGE_MAX: usize = 4;
+
+/// Bytes of inline data, at most: they lie where the elements would.
+pub(crate) const INLINE_MAX: usize = SGE_MAX * size_of::<Sge>();
+
+/// A piece of registered memory (`ibv_sge`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Sge {
+    /// Where it starts, in the region's own addresses.
+    pub addr: u64,
+    /// Its length in bytes.
+    pub len: u32,
+    /// The region's key.
+    pub key: u32,
+}
+
+/// A send work request (`ibv_send_wr`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SendWr<'a> {
+    /// The caller's name for it; it comes back in the completion.
+    pub wr_id: u64,
+    /// What to do.
+    pub op: SendOp,
+    /// The local memory: gathered from for SEND and WRITE, scattered to for READ and atomics.
+    pub sges: &'a [Sge],
+    /// Write a completion queue entry on success.
+    pub signaled: bool,
+    /// Ask for a solicited event at the peer.
+    pub solicited: bool,
+    /// Wait for all earlier READs and atomics first.
+    pub fence: bool,
+    /// Send these bytes, copied now, instead of what `sges` names.
+    pub inline: Option<&'a [u8]>,
+}
+
+/// The operation of a send work request (`ibv_wr_opcode`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SendOp {
+    /// SEND.
+    Send,
+    /// SEND with immediate data.
+    SendImm(u32),
+    /// RDMA WRITE.
+    Write {
+        /// Where to, in the addresses of the peer's region.
+        addr: u64,
+        /// The key of the peer's region.
+        rkey: u32,
+    },
+    /// RDMA WRITE with immediate data.
+    WriteImm {
+        /// Where to, in the addresses of the peer's region.
+        addr: u64,
+        /// The key of the peer's region.
+        rkey: u32,
+        /// The immediate data.
+        imm: u32,
+    },
+    /// RDMA READ.
+    Read {
+        /// Where from, in the addresses of the peer's region.
+        addr: u64,
+        /// The key of the peer's region.
+        rkey: u32,
+    },
+    /// Add to eight remote bytes.
+    FetchAdd {
+        /// Where, in the addresses of the peer's region; a multiple of eight.
+        addr: u64,
+        /// The key of the peer's region.
+        rkey: u32,
+        /// What to add, wrapping.
+        add: u64,
+    },
+    /// Compare eight remote bytes, and replace them if equal.
+    CompareSwap {
+        /// Where, in the addresses of the peer's region; a multiple of eight.
+        addr: u64,
+        /// The key of the peer's region.
+        rkey: u32,
+        /// What they must hold.
+        compare: u64,
+        /// What replaces them.
+        swap: u64,
+    },
+}
+
+/// A receive work request (`ibv_recv_wr`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RecvWr<'a> {
+    /// The caller's name for it; it comes back in the completion.
+    pub wr_id: u64,
+    /// The local memory that is scattered to.
+    pub sges: &'a [Sge],
+}
+
+/// Operation codes in the send queue. Plain numbers, since a queue holds plain data.
+pub(crate) mod opcode {
+    pub(crate) const SEND: u8 = 0;
+    pub(crate) const SEND_IMM: u8 = 1;
+    pub(crate) const WRITE: u8 = 2;
+    pub(crate) const WRITE_IMM: u8 = 3;
+    pub(crate) const READ: u8 = 4;
+    pub(crate) const FETCH_ADD: u8 = 5;
+    pub(crate) const COMPARE_SWAP: u8 = 6;
+}
+
+const SIGNALED: u8 = 1;
+const SOLICITED: u8 = 2;
+const FENCE: u8 = 4;
+const INLINE: u8 = 8;
+
+/// A send work request in its queue: no pointers, only keys and offsets.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(crate) struct SendWqe {
+    pub(crate) wr_id: u64,
+    addr: u64,
+    /// What to add, or what to compare with.
+    operand: u64,
+    swap: u64,
+    rkey: u32,
+    imm: u32,
+    pub(crate) len: u32,
+    pub(crate) opcode: u8,
+    flags: u8,
+    sge_count: u16,
+    /// The elements, or inline data.
+    sges: [Sge; SGE_MAX],
+}
+
+impl SendWqe {
+    /// Checks a work request and lays it out.
+    pub(crate) fn new(wr: &SendWr<'_>, max_sge: u32, signal_all: bool) -> Result<Self, PostReason> {
+        use opcode::*;
+        let (opcode, addr, rkey, imm, operand, swap) = match wr.op {
+            SendOp::Send => (SEND, 0, 0, 0, 0, 0),
+            SendOp::SendImm(imm) => (SEND_IMM, 0, 0, imm, 0, 0),
+            SendOp::Write { addr, rkey } => (WRITE, addr, rkey, 0, 0, 0),
+            SendOp::WriteImm { addr, rkey, imm } => (WRITE_IMM, addr, rkey, imm, 0, 0),
+            SendOp::Read { addr, rkey } => (READ, addr, rkey, 0, 0, 0),
+            SendOp::FetchAdd { addr, rkey, add } => (FETCH_ADD, addr, rkey, 0, add, 0),
+            SendOp::CompareSwap { addr, rkey, compare, swap } => {
+                (COMPARE_SWAP, addr, rkey, 0, compare, swap)
+            }
+        };
+        let mut wqe = SendWqe {
+            wr_id: wr.wr_id,
+            addr,
+            operand,
+            swap,
+            rkey,
+            imm,
+            len: 0,
+            opcode,
+            flags: 0,
+            sge_count: 0,
+            sges: [Sge::default(); SGE_MAX],
+        };
+        for (flag, set) in
+            [(SIGNALED, wr.signaled || signal_all), (SOLICITED, wr.solicited), (FENCE, wr.fence)]
+        {
+            wqe.flags |= if set { flag } else { 0 };
+        }
+        match wr.inline {
+            Some(data) => wqe.set_inline(data)?,
+            None => {
+                wqe.len = lay_out(wr.sges, max_sge, &mut wqe.sges)?;
+                wqe.sge_count = wr.sges.len() as u16;
+            }
+        }
+        if matches!(opcode, FETCH_ADD | COMPARE_SWAP) && wqe.len != 8 {
+            return Err(PostReason::BadLength);
+        }
+        Ok(wqe)
+    }
+
+    fn set_inline(&mut self, data: &[u8]) -> Result<(), PostReason> {
+        if data.len() > INLINE_MAX || self.opcode > opcode::WRITE_IMM {
+            return Err(PostReason::BadInline);
+        }
+        self.sges.as_mut_bytes()[..data.len()].copy_from_slice(data);
+        self.len = data.len() as u32;
+        self.flags |= INLINE;
+        Ok(())
+    }
+
+    /// The inline data, if that is what it carries.
+    pub(crate) fn inline(&self) -> Option<&[u8]> {
+        (self.flags & INLINE != 0).then(|| self.sges.as_bytes().get(..self.len as usize)).flatten()
+    }
+
+    /// The local memory.
+    pub(crate) fn sges(&self) -> &[Sge] {
+        self.sges.get(..usize::from(self.sge_count)).unwrap_or(&self.sges)
+    }
+
+    /// What the engine needs to know of it.
+    pub(crate) fn request(&self, slot: u64) -> SendRequest {
+        let (va, rkey) = (self.addr, self.rkey);
+        let op = match self.opcode {
+            opcode::SEND_IMM => Op::Send { imm: Some(self.imm) },
+            opcode::WRITE => Op::Write { va, rkey, imm: None },
+            opcode::WRITE_IMM => Op::Write { va, rkey, imm: Some(self.imm) },
+            opcode::READ => Op::Read { va, rkey },
+            opcode::FETCH_ADD => Op::FetchAdd { va, rkey, add: self.operand },
+            opcode::COMPARE_SWAP => {
+                Op::CompareSwap { va, rkey, compare: self.operand, swap: self.swap }
+            }
+            _ => Op::Send { imm: None },
+        };
+        SendRequest {
+            slot,
+            op,
+            len: self.len,
+            signaled: self.flags & SIGNALED != 0,
+            solicited: self.flags & SOLICITED != 0,
+            fence: self.flags & FENCE != 0,
+        }
+    }
+}
+
+/// A receive work request in its queue.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(crate) struct RecvWqe {
+    pub(crate) wr_id: u64,
+    pub(crate) capacity: u32,
+    sge_count: u32,
+    sges: [Sge; SGE_MAX],
+}
+
+impl RecvWqe {
+    pub(crate) fn new(wr: &RecvWr<'_>, max_sge: u32) -> Result<Self, PostReason> {
+        let mut sges = [Sge::default(); SGE_MAX];
+        let capacity = lay_out(wr.sges, max_sge, &mut sges)?;
+        Ok(RecvWqe { wr_id: wr.wr_id, capacity, sge_count: wr.sges.len() as u32, sges })
+    }
+
+    pub(crate) fn sges(&self) -> &[Sge] {
+        self.sges.get(..self.sge_count as usize).unwrap_or(&self.sges)
+    }
+}
+
+/// Copies elements into a work request, and adds up their lengths.
+fn lay_out(from: &[Sge], max_sge: u32, to: &mut [Sge; SGE_MAX]) -> Result<u32, PostReason> {
+    if from.len() > max_sge as usize || from.len() > SGE_MAX {
+        return Err(PostReason::TooManySges);
+    }
+    to[..from.len()].copy_from_slice(from);
+    let total: u64 = from.iter().map(|sge| u64::from(sge.len)).sum();
+    u32::try_from(total).ok().filter(|total| *total <= MESSAGE_MAX).ok_or(PostReason::BadLength)
+}
+
+/// The pieces of elements that bytes `offset..offset + len` of their concatenation lie in: each as
+/// an address, a length and a key.
+pub(crate) fn pieces(sges: &[Sge], offset: u32, len: u32) -> impl Iterator<Item = Sge> {
+    let mut skip = u64::from(offset);
+    let mut left = len;
+    sges.iter().filter_map(move |sge| {
+        if skip >= u64::from(sge.len) {
+            skip -= u64::from(sge.len);
+            return None;
+        }
+        let take = left.min(sge.len - skip as u32);
+        let piece = Sge { addr: sge.addr.wrapping_add(skip), len: take, key: sge.key };
+        skip = 0;
+        left -= take;
+        (take > 0).then_some(piece)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Sge, pieces};
+
+    #[test]
+    fn pieces_cover_the_range_and_nothing_else() {
+        let sges = [10, 0, 5, 20].map(|len| Sge { addr: 100 * u64::from(len), len, key: len });
+        let flat: Vec<(u32, u64)> =
+            sges.iter().flat_map(|sge| (0..sge.len).map(|i| (sge.key, sge.addr + u64::from(i)))).collect();
+        for offset in 0..=35u32 {
+            for len in 0..=35 - offset {
+                let got: Vec<(u32, u64)> = pieces(&sges, offset, len)
+                    .flat_map(|p| (0..p.len).map(move |i| (p.key, p.addr + u64::from(i))))
+                    .collect();
+                assert_eq!(got, flat[offset as usize..(offset + len) as usize], "{offset} {len}");
+            }
+        }
+    }
+}
