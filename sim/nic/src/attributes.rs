@@ -27,14 +27,7 @@ pub struct NicConfig {
 
 impl Default for NicConfig {
     fn default() -> Self {
-        NicConfig {
-            seed: None,
-            max_qp: 4096,
-            max_mr: 16384,
-            max_qp_wr: 16384,
-            max_cqe: 1 << 20,
-            window: 256,
-        }
+        NicConfig { seed: None, max_qp: 4096, max_mr: 16384, max_qp_wr: 16384, max_cqe: 1 << 20, window: 256 }
     }
 }
 

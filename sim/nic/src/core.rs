@@ -63,7 +63,8 @@ impl Core {
             waiter: link.waiter(),
             link,
             rng,
-            regions: RegionTable::new(config.max_mr).map_err(NicError::system("allocating the region table"))?,
+            regions: RegionTable::new(config.max_mr)
+                .map_err(NicError::system("allocating the region table"))?,
             qps: Numbered::new(config.max_qp),
             counters: Counters::default(),
             timers: Timers::default(),
@@ -179,9 +180,8 @@ impl Core {
 
     /// Whether `datagrams` more fit into the batch, after it was flushed if necessary.
     pub(crate) fn make_room(&mut self, datagrams: usize, now: Time) -> bool {
-        let fits = |tx: &TxBatch, max: usize| {
-            tx.len() + datagrams <= TX_DATAGRAMS && tx.has_room(datagrams * max)
-        };
+        let fits =
+            |tx: &TxBatch, max: usize| tx.len() + datagrams <= TX_DATAGRAMS && tx.has_room(datagrams * max);
         if !fits(&self.tx, self.datagram_max) {
             self.flush(now);
         }

@@ -78,14 +78,12 @@ impl Core {
             // A region that went away since the check, a moment ago: only the token's holder
             // deregisters, so this does not happen; nothing would be written if it did.
             Target::Region(span) => self.regions.copy_in(span, bytes).is_ok(),
-            Target::Receive { slot, offset } => qp
-                .rq
-                .get(slot)
-                .is_some_and(|wqe| scatter(&self.regions, qp, wqe.sges(), offset, bytes)),
-            Target::Send { slot, offset } => qp
-                .sq
-                .get(slot)
-                .is_some_and(|wqe| scatter(&self.regions, qp, wqe.sges(), offset, bytes)),
+            Target::Receive { slot, offset } => {
+                qp.rq.get(slot).is_some_and(|wqe| scatter(&self.regions, qp, wqe.sges(), offset, bytes))
+            }
+            Target::Send { slot, offset } => {
+                qp.sq.get(slot).is_some_and(|wqe| scatter(&self.regions, qp, wqe.sges(), offset, bytes))
+            }
         };
         match to {
             Target::Receive { slot, .. } if !done => _ = fault.get_or_insert((Queue::Receive, slot)),

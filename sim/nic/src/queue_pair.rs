@@ -126,14 +126,12 @@ impl Qp {
         in_range("max_send_wr", u64::from(init.max_send_wr), 1, limit)?;
         in_range("max_recv_wr", u64::from(init.max_recv_wr), 1, limit)?;
         in_range("max_sge", u64::from(init.max_sge), 1, SGE_MAX as u64)?;
-        let (sq, sq_consumer) = ring(init.max_send_wr).map_err(NicError::system("allocating a send queue"))?;
+        let (sq, sq_consumer) =
+            ring(init.max_send_wr).map_err(NicError::system("allocating a send queue"))?;
         let (rq, rq_consumer) =
             ring(init.max_recv_wr).map_err(NicError::system("allocating a receive queue"))?;
-        let config = Config {
-            max_send_wr: init.max_send_wr as usize,
-            window: nic.window(),
-            bytes_per_second: None,
-        };
+        let config =
+            Config { max_send_wr: init.max_send_wr as usize, window: nic.window(), bytes_per_second: None };
         let made = nic.control(|core| {
             let Core { qps, rng, .. } = core;
             let initial_psn = rng.next_u32() & 0x00ff_ffff;
@@ -226,7 +224,12 @@ impl Qp {
         in_range("path_mtu", u64::from(attributes.path_mtu.bytes()), 256, mtu_max)?;
         in_range("dest_qp_num", u64::from(attributes.dest_qpn), 2, 0x00ff_fffe)?;
         in_range("rq_psn", u64::from(attributes.rq_psn), 0, 0x00ff_ffff)?;
-        in_range("max_dest_rd_atomic", u64::from(attributes.max_dest_rd_atomic), 0, u64::from(RD_ATOMIC_MAX))?;
+        in_range(
+            "max_dest_rd_atomic",
+            u64::from(attributes.max_dest_rd_atomic),
+            0,
+            u64::from(RD_ATOMIC_MAX),
+        )?;
         in_range("min_rnr_timer", u64::from(attributes.min_rnr_timer), 0, 31)?;
         if attributes.peer.is_ipv4() != device.gid.is_ipv4() {
             return Err(NicError::AddressFamily { peer: attributes.peer, own: device.gid });

@@ -100,8 +100,7 @@ impl Core {
             return Ok(());
         };
         header.emit(&mut datagram[..payload_at]);
-        let flow =
-            Flow { source: link.info().address, destination: peer, source_port: qp.source_port };
+        let flow = Flow { source: link.info().address, destination: peer, source_port: qp.source_port };
         let crc = icrc::start(&flow, 0, &datagram[..payload_at], icrc_at + ICRC);
         let gathered = gather(regions, qp, transmit.payload, &mut datagram[payload_at..pad_at], crc);
         let Some(crc) = gathered else {
@@ -142,9 +141,7 @@ fn gather(
             for piece in pieces(wqe.sges(), offset, len) {
                 let (now, later) = rest.split_at_mut(piece.len as usize);
                 rest = later;
-                let span = regions
-                    .check(piece.key, qp.pd, piece.addr, piece.len, Access::empty())
-                    .ok()?;
+                let span = regions.check(piece.key, qp.pd, piece.addr, piece.len, Access::empty()).ok()?;
                 crc = regions.copy_out_crc(span, now, crc).ok()?;
             }
             Some(crc)

@@ -150,9 +150,7 @@ impl SendWqe {
             SendOp::WriteImm { addr, rkey, imm } => (WRITE_IMM, addr, rkey, imm, 0, 0),
             SendOp::Read { addr, rkey } => (READ, addr, rkey, 0, 0, 0),
             SendOp::FetchAdd { addr, rkey, add } => (FETCH_ADD, addr, rkey, 0, add, 0),
-            SendOp::CompareSwap { addr, rkey, compare, swap } => {
-                (COMPARE_SWAP, addr, rkey, 0, compare, swap)
-            }
+            SendOp::CompareSwap { addr, rkey, compare, swap } => (COMPARE_SWAP, addr, rkey, 0, compare, swap),
         };
         let mut wqe = SendWqe {
             wr_id: wr.wr_id,
@@ -214,9 +212,7 @@ impl SendWqe {
             opcode::WRITE_IMM => Op::Write { va, rkey, imm: Some(self.imm) },
             opcode::READ => Op::Read { va, rkey },
             opcode::FETCH_ADD => Op::FetchAdd { va, rkey, add: self.operand },
-            opcode::COMPARE_SWAP => {
-                Op::CompareSwap { va, rkey, compare: self.operand, swap: self.swap }
-            }
+            opcode::COMPARE_SWAP => Op::CompareSwap { va, rkey, compare: self.operand, swap: self.swap },
             _ => Op::Send { imm: None },
         };
         SendRequest {
