@@ -1,7 +1,11 @@
 //! The progress token: whoever holds it does the work of all.
 
-use std::sync::atomic::{Ordering, fence};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+#[cfg(loom)]
+use loom::sync::{Mutex, MutexGuard, atomic::fence};
+use std::sync::atomic::Ordering;
+#[cfg(not(loom))]
+use std::sync::{Mutex, MutexGuard, atomic::fence};
+use std::sync::{PoisonError, TryLockError};
 
 /// Something that one thread at a time works on, while the others leave it work and go on.
 ///
