@@ -15,7 +15,16 @@ use token::Token;
 /// Leaves a note, and works if nobody else does.
 fn post(token: &Token<usize>, notes: &AtomicUsize) {
     notes.fetch_add(1, Ordering::SeqCst);
-    token.try_work(|done| *done += notes.swap(0, Ordering::SeqCst), || notes.load(Ordering::SeqCst) > 0);
+    work_off(token, notes);
+}
+
+fn work_off(token: &Token<usize>, notes: &AtomicUsize) {
+    let work = |done: &mut usize| {
+        *done += notes.swap(0, Ordering::SeqCst);
+        // The work goes on after the look at the notes: another thread may come here.
+        thread::yield_now();
+    };
+    token.try_work(work, || notes.load(Ordering::SeqCst) > 0);
 }
 
 #[test]
