@@ -9,6 +9,9 @@ use crate::memory::{Memory, Need, Receive};
 use crate::qp::{Context, Mtu, Path, ReadyToReceive, Verdict};
 use crate::work::{ReceiveKind, Status};
 
+/// The longest message, in bytes (IBA 9.7.2).
+const MESSAGE_MAX: u32 = 1 << 31;
+
 /// The credit code that means "no limit" (IBA 9.7.7.2).
 const CREDIT_UNLIMITED: u8 = 0x1f;
 
@@ -242,7 +245,7 @@ impl Responder {
         };
         let total = received.checked_add(piece.payload).ok_or(Refusal::Nak(NakCode::InvalidRequest))?;
         let complete = total == reth.len;
-        if total > reth.len || piece.last != complete {
+        if reth.len > MESSAGE_MAX || total > reth.len || piece.last != complete {
             return Err(Refusal::Nak(NakCode::InvalidRequest));
         }
         // A zero-length WRITE needs no valid key (C9-88).
@@ -321,6 +324,9 @@ impl Responder {
         payload: u32,
     ) -> Result<(), Refusal> {
         self.check_resources(payload)?;
+        if reth.len > MESSAGE_MAX {
+            return Err(Refusal::Nak(NakCode::InvalidRequest));
+        }
         if reth.len > 0 {
             self.check(cx, reth.rkey, reth.va, reth.len, Need::RemoteRead)?;
         }

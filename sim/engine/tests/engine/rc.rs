@@ -1,10 +1,8 @@
 //! Reliable-connected queue pairs in virtual time: each operation, each error, and runs with faults.
 
-mod pair;
-
+use crate::pair::{Faults, Pair, RKEY, Rng, pattern};
 use anyverbs_engine::*;
 use anyverbs_wire::{Operation, Psn};
-use pair::{Faults, Pair, RKEY, Rng, pattern};
 
 const SEND: Op = Op::Send { imm: None };
 

@@ -1,0 +1,5 @@
+//! The engine in virtual time, through the entry points that the NIC uses.
+
+mod hostile;
+mod pair;
+mod rc;
