@@ -19,6 +19,8 @@
 #![forbid(unsafe_code)]
 
 mod action;
+pub mod cm;
+pub mod congestion;
 mod counters;
 mod memory;
 mod pacer;

@@ -86,17 +86,28 @@ impl Core {
     /// receives: the program that polls for them is likely to post its reply first, and both go out
     /// in one send. Otherwise they leave at once.
     pub(crate) fn pass(&mut self, doorbells: impl Fn() -> Option<u32>) -> bool {
-        while let Some(qpn) = doorbells() {
-            self.drain_send_queue(qpn);
-        }
-        let now = self.waiter.now();
-        self.send(now);
+        let now = self.send_posted(doorbells);
         self.receive(now);
         self.fire_timers(now);
         if !self.completed {
             self.send(now);
         }
+        self.take_completed()
+    }
+
+    /// Whether entries were written to completion queues since this was last asked.
+    pub(crate) fn take_completed(&mut self) -> bool {
         std::mem::take(&mut self.completed)
+    }
+
+    /// The first part of a pass, all that a poster needs: what was posted goes out. Returns the time.
+    pub(crate) fn send_posted(&mut self, doorbells: impl Fn() -> Option<u32>) -> Time {
+        while let Some(qpn) = doorbells() {
+            self.drain_send_queue(qpn);
+        }
+        let now = self.waiter.now();
+        self.send(now);
+        now
     }
 
     /// When there will be something to do although nothing arrives; a time in the past if there is
@@ -170,10 +181,17 @@ impl Core {
             }
             let Some(qp) = self.qps.get_mut(qpn) else { continue };
             qp.ready = false;
-            Self::with_engine(qp, &mut self.actions, &mut self.counters, &self.regions, now, |engine, cx| {
-                engine.transmit(cx)
-            });
-            self.carry_out(qpn, now, &[]);
+            let more = Self::with_engine(
+                qp,
+                &mut self.actions,
+                &mut self.counters,
+                &self.regions,
+                now,
+                |engine, cx| engine.transmit(cx),
+            );
+            self.carry_out_all(qpn, now, &[]);
+            // What its window or a timer holds back waits for an event, not for its next turn.
+            self.set_ready(qpn, more);
         }
         self.flush(now);
     }

@@ -11,9 +11,26 @@ use crate::work::{Sge, pieces};
 type Fault = (Queue, u64);
 
 impl Core {
-    /// Carries out the actions that were collected for a queue pair, with the payload of the
-    /// datagram that caused them; then sees to its place among the ready and the timed.
+    /// Carries out the actions that an event of a queue pair led to, with the payload of the datagram
+    /// that caused them; then puts it among the ready if it may have something to send now.
     pub(crate) fn carry_out(&mut self, qpn: u32, now: Time, payload: &[u8]) {
+        self.carry_out_all(qpn, now, payload);
+        let ready = self.qps.get_mut(qpn).is_some_and(|qp| qp.engine.wants_transmit());
+        self.set_ready(qpn, ready);
+    }
+
+    /// Puts a queue pair among those with something to send, once.
+    pub(crate) fn set_ready(&mut self, qpn: u32, ready: bool) {
+        if ready
+            && let Some(qp) = self.qps.get_mut(qpn)
+            && !std::mem::replace(&mut qp.ready, true)
+        {
+            self.ready.push_back(qpn);
+        }
+    }
+
+    /// Carries out the collected actions, and those that failures among them lead to.
+    pub(crate) fn carry_out_all(&mut self, qpn: u32, now: Time, payload: &[u8]) {
         while !self.actions.is_empty() {
             let actions = std::mem::take(&mut self.actions);
             let fault = self.carry_out_each(qpn, now, &actions, payload);
@@ -26,10 +43,6 @@ impl Core {
         let Some(qp) = self.qps.get_mut(qpn) else { return };
         qp.shared.set_state(qp.engine.state());
         self.timers.arm(qpn, qp.engine.next_deadline(), &mut qp.timer);
-        if qp.engine.wants_transmit() && !qp.ready {
-            qp.ready = true;
-            self.ready.push_back(qpn);
-        }
     }
 
     fn carry_out_each(

@@ -46,11 +46,24 @@ pub(crate) struct Shared {
 impl Shared {
     /// One pass of progress, if the token is free.
     pub(crate) fn progress(&self) -> bool {
+        self.work(|core| core.pass(|| self.doorbells.pop()))
+    }
+
+    /// Sends what was posted, if the token is free; its holder does it otherwise.
+    fn send_posted(&self) {
+        self.work(|core| {
+            core.send_posted(|| self.doorbells.pop());
+            core.take_completed()
+        });
+    }
+
+    /// Does some work, which says whether it wrote completions, if the token is free.
+    fn work(&self, work: impl Fn(&mut Core) -> bool) -> bool {
         let mut completed = false;
         let mut deadline = None;
         let worked = self.token.try_work(
             |core| {
-                completed |= core.pass(|| self.doorbells.pop());
+                completed |= work(core);
                 deadline = core.next_deadline();
             },
             || !self.doorbells.is_empty(),
@@ -265,11 +278,13 @@ impl Nic {
     }
 
     pub(crate) fn ring_doorbell(&self, qpn: u32) {
-        self.shared().note_poll();
-        while self.shared().doorbells.push(qpn).is_err() {
+        let shared = self.shared();
+        shared.note_poll();
+        while shared.doorbells.push(qpn).is_err() {
             // Twice as many places as queue pairs: full only of those that are destroyed.
-            self.progress();
+            shared.progress();
         }
+        shared.send_posted();
     }
 
     pub(crate) fn note_poll(&self) {

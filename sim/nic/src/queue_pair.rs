@@ -355,7 +355,6 @@ impl Qp {
         if self.shared.ring() {
             self.pd.nic().ring_doorbell(self.qpn());
         }
-        self.pd.nic().progress();
     }
 }
 

@@ -251,3 +251,21 @@ fn one_seed_draws_the_same_numbers_again() {
     assert_ne!(draw(Some(3)), draw(Some(4)));
     assert_ne!(draw(None), draw(None));
 }
+
+#[test]
+fn more_than_a_window_waits_for_its_acknowledgements() {
+    let [a, b] = pair();
+    let sges = [a.sge(0, 1 << 16)];
+    let (addr, rkey) = (0, b.mr.key());
+    // Half a MiB each way in packets of 1 KiB: two windows.
+    for id in 0..8 {
+        let op = if id < 4 { SendOp::Write { addr, rkey } } else { SendOp::Read { addr, rkey } };
+        a.post(id, op, &sges).unwrap();
+    }
+    for id in 8..24 {
+        let done = a.completions(1)[0];
+        assert_eq!((done.wr_id, done.status), (id - 8, WcStatus::Success));
+        a.post(id, SendOp::Write { addr, rkey }, &sges).unwrap();
+    }
+    assert_eq!(a.completions(8).len(), 8);
+}

@@ -1,0 +1,1 @@
+//! The connection manager (in progress).
