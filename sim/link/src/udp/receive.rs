@@ -1,0 +1,176 @@
+//! The way in.
+
+use std::sync::Arc;
+
+use anyverbs_nic::link::{RxBatch, RxEntry};
+use rustix::io::Errno;
+
+use super::backend::Kernel;
+use super::sys::Received;
+use super::{PACKET_MAX, UdpCounters, count};
+
+/// Datagrams that one receive can bring at most: kernels put no more together.
+const TOGETHER_MAX: usize = 128;
+
+/// Calls into the kernel for one receive at most, so that nobody who floods the socket with errors
+/// or with empty datagrams keeps the NIC in here.
+const CALLS_MAX: usize = 64;
+
+/// Datagrams that arrived together with others and did not fit in the NIC's batch.
+struct Carry {
+    bytes: Box<[u8]>,
+    /// What of it waits: `start` and `len` move on as datagrams are taken from its front.
+    rest: Option<Received>,
+}
+
+impl Carry {
+    fn new() -> Carry {
+        Carry { bytes: vec![0; PACKET_MAX].into_boxed_slice(), rest: None }
+    }
+}
+
+/// Bytes of the buffer that the entries of a batch take.
+fn filled(batch: &RxBatch) -> usize {
+    batch.entries().iter().map(|entry| entry.start + entry.len).max().unwrap_or(0)
+}
+
+/// Takes the first datagram off `rest`: where it starts, and how long it is.
+fn split_first(rest: &mut Received) -> Option<(usize, usize)> {
+    let len = match rest.notes.segment {
+        0 => rest.len,
+        segment => segment.min(rest.len),
+    };
+    let first = (rest.start, len);
+    rest.start += len;
+    rest.len -= len;
+    (len > 0).then_some(first)
+}
+
+/// What fills batches from the socket.
+pub(super) struct Receiver {
+    carry: Carry,
+    /// The last receive found nothing, so what comes now probably comes alone.
+    quiet: bool,
+    counters: Arc<UdpCounters>,
+}
+
+impl Receiver {
+    pub(super) fn new(counters: Arc<UdpCounters>) -> Receiver {
+        Receiver { carry: Carry::new(), quiet: true, counters }
+    }
+
+    /// Adds what has arrived to `batch`.
+    ///
+    /// # Errors
+    /// When the socket is no good.
+    pub(super) fn receive(&mut self, kernel: &mut impl Kernel, batch: &mut RxBatch) -> Result<(), Errno> {
+        if batch.room() == 0 {
+            return Ok(());
+        }
+        let before = batch.room();
+        let result = self.receive_some(kernel, batch);
+        let received = before - batch.room();
+        count(&self.counters.received, received);
+        self.quiet = received == 0;
+        result
+    }
+
+    fn receive_some(&mut self, kernel: &mut impl Kernel, batch: &mut RxBatch) -> Result<(), Errno> {
+        // Bytes of the batch's buffer are used from the front; it grows by what this call adds.
+        let mut used = filled(batch);
+        self.hand_over_carry(batch, &mut used);
+        for _ in 0..CALLS_MAX {
+            if self.carry.rest.is_some() {
+                break;
+            }
+            let room = batch.buffer().len().saturating_sub(used);
+            let roomy = room >= PACKET_MAX && batch.room() >= TOGETHER_MAX;
+            // What might not fit comes by way of the carry; and only if the NIC has nothing yet,
+            // so that a batch which is nearly full is handled first.
+            if !roomy && !batch.entries().is_empty() {
+                break;
+            }
+            let found = if roomy {
+                kernel.receive(&mut batch.buffer()[used..])
+            } else {
+                kernel.receive(&mut self.carry.bytes)
+            };
+            match found {
+                Ok(found) if roomy => {
+                    let found = Received { start: used, ..found };
+                    used += found.len;
+                    self.hand_over(batch, found);
+                }
+                Ok(found) => {
+                    self.carry.rest = Some(found);
+                    self.hand_over_carry(batch, &mut used);
+                }
+                Err(Errno::AGAIN) => break,
+                Err(errno @ (Errno::BADF | Errno::NOTSOCK | Errno::FAULT)) => {
+                    return Err(errno);
+                }
+                // An error of a datagram that was sent, say a refused port, is nothing to us.
+                Err(_) => continue,
+            }
+            // After silence, one datagram is most likely all there is: let the NIC answer it
+            // before the kernel is asked in vain.
+            if self.quiet {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes the datagrams of `found`, whose bytes are in the batch's buffer. Those beyond the
+    /// batch's room are copied to the carry.
+    fn hand_over(&mut self, batch: &mut RxBatch, mut found: Received) {
+        let Some(source) = found.source else { return };
+        loop {
+            let before = found;
+            let Some((start, len)) = split_first(&mut found) else {
+                return;
+            };
+            let entry =
+                RxEntry { source: source.ip(), source_port: source.port(), ecn: found.notes.ecn, start, len };
+            if !batch.push(entry) {
+                let rest = before.start..before.start + before.len;
+                self.carry.bytes[..before.len].copy_from_slice(&batch.bytes()[rest]);
+                self.carry.rest = Some(Received { start: 0, ..before });
+                return;
+            }
+        }
+    }
+
+    /// Copies datagrams from the carry to the batch, as many as fit; one that can never fit is
+    /// lost.
+    fn hand_over_carry(&mut self, batch: &mut RxBatch, used: &mut usize) {
+        let Some(mut rest) = self.carry.rest else { return };
+        let Some(source) = rest.source else {
+            self.carry.rest = None;
+            return;
+        };
+        while batch.room() > 0 {
+            let before = rest;
+            let Some((start, len)) = split_first(&mut rest) else {
+                self.carry.rest = None;
+                return;
+            };
+            let at = *used;
+            if let Some(target) = batch.buffer().get_mut(at..at + len) {
+                target.copy_from_slice(&self.carry.bytes[start..start + len]);
+                *used += len;
+                batch.push(RxEntry {
+                    source: source.ip(),
+                    source_port: source.port(),
+                    ecn: rest.notes.ecn,
+                    start: at,
+                    len,
+                });
+            } else if at > 0 {
+                rest = before;
+                break;
+            }
+        }
+        self.carry.rest = (rest.len > 0).then_some(rest);
+    }
+}
