@@ -43,6 +43,12 @@ pub enum NicError {
         /// Length of the block.
         len: usize,
     },
+    /// Peers may not write where the owner may not (`ibv_reg_mr`).
+    #[error("access {access:?} lets peers write without LOCAL_WRITE: add LOCAL_WRITE")]
+    AccessFlags {
+        /// What was asked for.
+        access: anyverbs_memory::Access,
+    },
     /// The transition is not allowed from the present state.
     #[error("a queue pair cannot go from {from:?} to {to:?}")]
     State {

@@ -38,9 +38,14 @@ impl Pd {
     /// The key is random. The NIC keeps a share of the block until the region is dropped.
     ///
     /// # Errors
-    /// [`NicError::OutsideMemory`] if the range is not in the block, [`NicError::Exhausted`] if the
-    /// device has no room for another region.
+    /// [`NicError::OutsideMemory`] if the range is not in the block, [`NicError::AccessFlags`] for
+    /// remote writes or atomics without local ones, [`NicError::Exhausted`] if the device has no room
+    /// for another region.
     pub fn register(&self, memory: Arc<Block>, range: Range<usize>, access: Access) -> Result<Mr, NicError> {
+        let changes = Access::REMOTE_WRITE | Access::REMOTE_ATOMIC;
+        if access.intersects(changes) && !access.contains(Access::LOCAL_WRITE) {
+            return Err(NicError::AccessFlags { access });
+        }
         let nic = self.nic();
         let key = nic.control(|core| {
             loop {

@@ -197,6 +197,8 @@ fn full_queues_and_wrong_states_are_refused() {
     assert_eq!(a.post(0, SendOp::Send, &five).unwrap_err().reason, PostReason::TooManySges);
     let op = SendOp::FetchAdd { addr: 0, rkey: 0, add: 0 };
     assert_eq!(a.post(0, op, &[a.sge(0, 4)]).unwrap_err().reason, PostReason::BadLength);
+    let refused = a.pd.register(Arc::clone(&a.block), 0..8, Access::REMOTE_WRITE);
+    assert!(matches!(refused, Err(NicError::AccessFlags { .. })));
     let [c, _d] = pipe::pair().map(|link| side(link, NicConfig::default()));
     assert_eq!(c.post(0, SendOp::Send, &[]).unwrap_err().reason, PostReason::BadState);
     assert!(matches!(c.qp.to_error(), Err(NicError::State { .. })));
