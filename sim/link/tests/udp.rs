@@ -223,6 +223,28 @@ fn what_a_link_says_of_itself() {
 }
 
 #[test]
+fn the_largest_datagram_is_what_the_interface_of_the_address_carries() {
+    // Nothing is sent: this only asks which address of this host has the way out.
+    let probe = UdpSocket::bind("0.0.0.0:0").unwrap();
+    if probe.connect("198.51.100.1:9").is_err() {
+        return eprintln!("not tested: this host has no network");
+    }
+    let address = probe.local_addr().unwrap().ip();
+    let link = match UdpLink::bind(address, &UdpOptions::default()) {
+        Ok(link) => link,
+        Err(error @ BindError::InUse { .. }) => return eprintln!("not tested: {error}"),
+        Err(error) => panic!("{error}"),
+    };
+    let mtu = (link.info().max_datagram + 28).to_string();
+    let interfaces = std::fs::read_dir("/sys/class/net").unwrap().flatten();
+    let mtus: Vec<_> = interfaces
+        .filter(|interface| interface.file_name() != "lo")
+        .filter_map(|interface| std::fs::read_to_string(interface.path().join("mtu")).ok())
+        .collect();
+    assert!(mtus.iter().any(|other| other.trim() == mtu), "{mtu}: {mtus:?}");
+}
+
+#[test]
 fn strangers_datagrams_are_handed_over_as_they_are() {
     for io in ways() {
         let mut link = udp(io);

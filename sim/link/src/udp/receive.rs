@@ -174,3 +174,96 @@ impl Receiver {
         self.carry.rest = (rest.len > 0).then_some(rest);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::udp::control::Notes;
+    use crate::udp::runs::Run;
+    use std::collections::VecDeque;
+
+    /// A kernel that delivers packets: the bytes of each, and how long its datagrams are.
+    struct Scripted(VecDeque<Result<(Vec<u8>, usize), Errno>>);
+
+    impl Kernel for Scripted {
+        fn send(&mut self, runs: &[Run], _: &[u8]) -> (usize, Option<Errno>) {
+            (runs.len(), None)
+        }
+
+        fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, Errno> {
+            let (bytes, segment) = self.0.pop_front().unwrap_or(Err(Errno::AGAIN))?;
+            buffer[..bytes.len()].copy_from_slice(&bytes);
+            let source = Some("10.0.0.2:4791".parse().unwrap());
+            Ok(Received { start: 0, len: bytes.len(), source, notes: Notes { ecn: 1, segment } })
+        }
+    }
+
+    /// A packet of `n` datagrams of 8 bytes, and a last one of 3, numbered from `first` on.
+    fn packet(first: u8, n: u8) -> Result<(Vec<u8>, usize), Errno> {
+        let mut bytes: Vec<u8> = (0..n).flat_map(|i| [first.wrapping_add(i); 8]).collect();
+        bytes.extend([first.wrapping_add(n); 3]);
+        Ok((bytes, 8))
+    }
+
+    /// The first bytes of what one receive adds to an empty batch.
+    fn receive(receiver: &mut Receiver, kernel: &mut Scripted, batch: &mut RxBatch) -> Vec<u8> {
+        batch.clear();
+        receiver.receive(kernel, batch).unwrap();
+        let bytes = |entry: &RxEntry| {
+            assert_eq!((entry.ecn, entry.source_port), (1, 4791));
+            let bytes = &batch.bytes()[entry.range()];
+            assert!((bytes.len() == 8 || bytes.len() == 3) && bytes.iter().all(|&b| b == bytes[0]));
+            bytes[0]
+        };
+        batch.entries().iter().map(bytes).collect()
+    }
+
+    #[test]
+    fn more_together_than_any_kernel_gives_is_carried_over() {
+        let mut receiver = Receiver::new(Arc::default());
+        let mut kernel = Scripted([packet(0, 200), packet(201, 4)].into());
+        let mut batch = RxBatch::with_capacity(1 << 18, 150);
+        let mut seen = receive(&mut receiver, &mut kernel, &mut batch);
+        assert_eq!(seen.len(), 150);
+        seen.extend(receive(&mut receiver, &mut kernel, &mut batch));
+        seen.extend(receive(&mut receiver, &mut kernel, &mut batch));
+        assert!(seen.into_iter().eq(0..=205));
+        assert_eq!(receiver.counters.received(), 206);
+    }
+
+    #[test]
+    fn after_silence_one_packet_is_taken_and_then_all() {
+        let mut receiver = Receiver::new(Arc::default());
+        let mut kernel = Scripted((0..5).map(|i| packet(10 * i, 1)).collect());
+        let mut batch = RxBatch::with_capacity(1 << 18, 256);
+        assert_eq!(receive(&mut receiver, &mut kernel, &mut batch), [0, 1]);
+        assert_eq!(receive(&mut receiver, &mut kernel, &mut batch), [10, 11, 20, 21, 30, 31, 40, 41]);
+        assert_eq!(receive(&mut receiver, &mut kernel, &mut batch), []);
+        assert!(receiver.quiet);
+    }
+
+    #[test]
+    fn errors_of_what_was_sent_are_passed_over_and_those_of_the_socket_are_not() {
+        let mut receiver = Receiver::new(Arc::default());
+        let mut batch = RxBatch::with_capacity(1 << 18, 256);
+        let refused = Err(Errno::CONNREFUSED);
+        let mut kernel = Scripted([refused.clone(), refused.clone(), packet(7, 0)].into());
+        assert_eq!(receive(&mut receiver, &mut kernel, &mut batch), [7]);
+        // For ever is too long.
+        let mut kernel = Scripted(std::iter::repeat_n(refused, 1000).collect());
+        assert_eq!(receive(&mut receiver, &mut kernel, &mut batch), []);
+        assert_eq!(kernel.0.len(), 1000 - CALLS_MAX);
+        let mut kernel = Scripted([Err(Errno::BADF)].into());
+        assert_eq!(receiver.receive(&mut kernel, &mut batch), Err(Errno::BADF));
+    }
+
+    #[test]
+    fn a_datagram_larger_than_the_batch_is_lost_and_does_not_block_the_way() {
+        let mut receiver = Receiver::new(Arc::default());
+        let mut kernel = Scripted([Ok((vec![1; 500], 0)), packet(7, 0)].into());
+        let mut batch = RxBatch::with_capacity(100, 256);
+        let mut seen = receive(&mut receiver, &mut kernel, &mut batch);
+        seen.extend(receive(&mut receiver, &mut kernel, &mut batch));
+        assert_eq!(seen, [7]);
+    }
+}

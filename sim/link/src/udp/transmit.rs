@@ -92,7 +92,7 @@ impl Transmitter {
             self.plan(batch);
             restamp(batch.bytes_mut(), &self.runs);
             let (sent, errno) = kernel.send(&self.runs, batch.bytes());
-             
+            restamp(batch.bytes_mut(), &self.runs[sent..]);
             self.sent(batch, sent);
 
             let (Some(errno), Some(&run)) = (errno, self.runs.get(sent)) else {

@@ -174,9 +174,10 @@ fn crc_fits_the_copy_while_the_source_changes() {
 }
 
 /// A poller of the last word must find everything before it, for each size and alignment of the end.
+#[cfg_attr(miri, ignore = "polls a byte of a word: sizes that race, which the language's model lacks")]
 #[test]
 fn the_end_of_a_copy_in_becomes_visible_last() {
-    let rounds = if cfg!(miri) { 2 } else { 100 };
+    let rounds = 100;
     for (start, len) in [(0, 64), (3, 61), (0, 4096), (8, 1000), (5, 300), (16, 17), (1, 7), (0, 8)] {
         let target: Vec<AtomicU64> = (0..520).map(|_| AtomicU64::new(0)).collect();
         let taken = AtomicU64::new(0);
