@@ -25,9 +25,17 @@ enum Inbound {
 /// An answer that still has to leave. Answers leave in the order of their requests (C9-108).
 #[derive(Clone, Copy, Debug)]
 enum Reply {
-    Read { reth: Reth, first: Psn, sent: u32 },
-    Atomic { psn: Psn, value: u64 },
+    Read { reth: Reth, first: Psn, sent: u32, again: bool },
+    Atomic { psn: Psn, value: u64, again: bool },
     Nak { psn: Psn, syndrome: Syndrome },
+}
+
+impl Reply {
+    /// Whether it is the first answer to its request. Answers to duplicates take no resource of
+    /// their own: the requester counts its requests, not how often it sent them.
+    fn is_first(&self) -> bool {
+        matches!(self, Reply::Read { again: false, .. } | Reply::Atomic { again: false, .. })
+    }
 }
 
 /// What was promised to be remembered for duplicates: a responder resource (IBA 9.7.4.1.2).
@@ -332,7 +340,7 @@ impl Responder {
         }
         let (first, packets) = (self.epsn, mtu.packets(reth.len));
         self.remember(Resource::Read { first, packets, reth });
-        self.replies.push_back(Reply::Read { reth, first, sent: 0 });
+        self.replies.push_back(Reply::Read { reth, first, sent: 0, again: false });
         self.epsn = self.epsn.add(packets);
         self.count_message();
         Ok(())
@@ -359,7 +367,7 @@ impl Responder {
         let value = before.map_err(|_| Refusal::Nak(NakCode::RemoteAccess))?;
         let psn = self.epsn;
         self.remember(Resource::Atomic { psn, value });
-        self.replies.push_back(Reply::Atomic { psn, value });
+        self.replies.push_back(Reply::Atomic { psn, value, again: false });
         self.epsn = psn.add(1);
         self.count_message();
         Ok(())
@@ -368,7 +376,7 @@ impl Responder {
     /// A READ or atomic may come between messages only, carries no payload, and not more of them
     /// than agreed may wait (C9-90).
     fn check_resources(&self, payload: u32) -> Result<(), Refusal> {
-        let waiting = self.replies.iter().filter(|reply| !matches!(reply, Reply::Nak { .. })).count();
+        let waiting = self.replies.iter().filter(|reply| reply.is_first()).count();
         if self.inbound.is_some() || payload != 0 || waiting >= self.max_resources {
             return Err(Refusal::Nak(NakCode::InvalidRequest));
         }
@@ -389,11 +397,11 @@ impl Responder {
         let reply = match packet.ext {
             Ext::Reth(reth) if packet.bth.opcode.operation() == Some(Operation::ReadRequest) => {
                 let remembered = self.resources.iter().any(|resource| resource.covers_read(mtu, psn, &reth));
-                remembered.then_some(Reply::Read { reth, first: psn, sent: 0 })
+                remembered.then_some(Reply::Read { reth, first: psn, sent: 0, again: true })
             }
             Ext::Atomic(_) => self.resources.iter().find_map(|resource| match resource {
                 Resource::Atomic { psn: own, value } if *own == psn => {
-                    Some(Reply::Atomic { psn, value: *value })
+                    Some(Reply::Atomic { psn, value: *value, again: true })
                 }
                 _ => None,
             }),
@@ -425,12 +433,12 @@ impl Responder {
             }
             budget -= 1;
             match reply {
-                Reply::Read { reth, first, sent } => {
+                Reply::Read { reth, first, sent, .. } => {
                     if !self.read_response(cx, path, reth, first, sent) {
                         return (Verdict::Fatal, true);
                     }
                 }
-                Reply::Atomic { psn, value } => {
+                Reply::Atomic { psn, value, .. } => {
                     self.replies.pop_front();
                     let ext = Ext::AtomicAck(self.ack(), value);
                     emit(cx, path, Operation::AtomicAcknowledge, psn, ext, Source::None);
@@ -489,8 +497,8 @@ impl Responder {
         emit(cx, path, operation, psn, ext, payload);
         if last {
             self.replies.pop_front();
-        } else if let Some(front) = self.replies.front_mut() {
-            *front = Reply::Read { reth, first, sent: sent + 1 };
+        } else if let Some(Reply::Read { sent, .. }) = self.replies.front_mut() {
+            *sent += 1;
         }
         true
     }

@@ -16,6 +16,8 @@ pub(crate) struct Faults {
     pub(crate) loss: u64,
     pub(crate) duplicate: u64,
     pub(crate) reorder: u64,
+    /// How often a side is too busy to send before the next packet arrives.
+    pub(crate) lazy: u64,
 }
 
 /// A small generator (xorshift64*), so that a seed is a run.
@@ -250,7 +252,8 @@ impl Pair {
     /// Goes to the next moment at which anything happens; false if nothing ever will.
     pub(crate) fn step(&mut self) -> bool {
         for side in 0..2 {
-            while self.with_context(side, |qp, cx| qp.transmit(cx)) {}
+            let busy = !self.wire.is_empty() && self.chance(self.faults.lazy);
+            while !busy && self.with_context(side, |qp, cx| qp.transmit(cx)) {}
         }
         let arrival = self.wire.peek().map(|Reverse(flight)| flight.0);
         let timers = self.sides.iter().filter_map(|side| side.qp.next_deadline()).min();

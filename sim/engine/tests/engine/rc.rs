@@ -246,6 +246,7 @@ fn swarm(seed: u64) {
         loss: [0, 10, 50, 150][rng.below(4) as usize],
         duplicate: [0, 20, 100][rng.below(3) as usize],
         reorder: [0, 50, 200][rng.below(3) as usize],
+        lazy: [0, 300, 950][rng.below(3) as usize],
     };
     let count = 1 + rng.below(40);
     let mut receives = 0;
