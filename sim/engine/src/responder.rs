@@ -433,9 +433,18 @@ impl Responder {
             }
             budget -= 1;
             match reply {
-                Reply::Read { reth, first, sent, .. } => {
+                Reply::Read { reth, first, sent, again } => {
                     if !self.read_response(cx, path, reth, first, sent) {
-                        return (Verdict::Fatal, true);
+                        cx.counters.resp_remote_access_errors += 1;
+                        let syndrome = Syndrome::Nak(NakCode::RemoteAccess);
+                        self.replies.pop_front();
+                        self.replies.push_front(Reply::Nak { psn: first.add(sent), syndrome });
+                        if !again {
+                            self.replies.truncate(1);
+                            return (Verdict::Fatal, true);
+                        }
+                        // A duplicate may be late: the READ was answered, and the memory is gone since.
+                        // That ends nothing here, and a requester that has its answer ignores the NAK.
                     }
                 }
                 Reply::Atomic { psn, value, .. } => {
@@ -478,13 +487,7 @@ impl Responder {
             let va = reth.va.wrapping_add(u64::from(offset));
             match cx.memory.check(reth.rkey, va, len, Need::RemoteRead) {
                 Ok(span) => Source::Region { span, len },
-                Err(_) => {
-                    cx.counters.resp_remote_access_errors += 1;
-                    self.replies.clear();
-                    let syndrome = Syndrome::Nak(NakCode::RemoteAccess);
-                    self.replies.push_back(Reply::Nak { psn, syndrome });
-                    return false;
-                }
+                Err(_) => return false,
             }
         };
         let last = sent + 1 == packets;

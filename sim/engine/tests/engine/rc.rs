@@ -214,6 +214,24 @@ fn memory_revoked_in_the_middle_of_a_read_stops_it() {
 }
 
 #[test]
+fn a_late_duplicate_of_a_read_whose_memory_is_gone_ends_nothing() {
+    let mut pair = Pair::new(0, 1);
+    pair.post(0, Op::Read { va: 0, rkey: RKEY }, vec![0; 300]);
+    pair.drive();
+    let (_, request) = pair.sent[0];
+    let mut datagram = vec![0; request.header_len() + 4];
+    request.emit(&mut datagram);
+    pair.sides[1].memory.revoked = true;
+    pair.deliver(1, &datagram);
+    pair.drive();
+    assert_eq!([pair.sides[0].qp.state(), pair.sides[1].qp.state()], [QpState::ReadyToSend; 2]);
+    pair.post_receive(0, 8);
+    pair.post(1, SEND, pattern(1, 8));
+    pair.drive();
+    assert_eq!(pair.completed(0, Queue::Send), ok(0..2));
+}
+
+#[test]
 fn a_window_bounds_what_is_unacknowledged() {
     let config = Config { window: 8, ..Config::default() };
     let mut pair = Pair::with(0, 1, config, 4);

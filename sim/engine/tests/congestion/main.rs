@@ -1,0 +1,3 @@
+//! Congestion control: its laws, and queue pairs that obey them.
+
+mod dcqcn;
