@@ -44,6 +44,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyverbs_link::fault::FaultProfile;
@@ -59,6 +60,7 @@ use crate::verbs::error::Error;
 pub struct Simulation {
     config: NetworkConfig,
     fault: Option<FaultProfile>,
+    captures: Option<PathBuf>,
     programs: Vec<Start>,
 }
 
@@ -74,6 +76,7 @@ impl Simulation {
         Simulation {
             config: NetworkConfig { seed, ..NetworkConfig::default() },
             fault: None,
+            captures: None,
             programs: Vec::new(),
         }
     }
@@ -100,6 +103,13 @@ impl Simulation {
     /// each host has its own.
     pub fn fault(mut self, profile: FaultProfile) -> Simulation {
         self.fault = Some(profile);
+        self
+    }
+
+    /// Writes what each host sends and receives to a pcapng file named by its address, in a directory that exists.
+    /// Timestamps are virtual.
+    pub fn capture(mut self, directory: impl Into<PathBuf>) -> Simulation {
+        self.captures = Some(directory.into());
         self
     }
 
@@ -133,14 +143,22 @@ impl Simulation {
     /// # Errors
     /// [`SimulationError`]: a program panicked, all wait for one another, or a limit was reached. It names the seed.
     pub fn run(self) -> Result<Trace, SimulationError> {
-        let Simulation { config, fault, programs } = self;
+        let Simulation { config, fault, captures, programs } = self;
         let seed = config.seed;
         let network = Network::new(config);
         let mut bodies = Vec::with_capacity(programs.len());
         for Start { addresses, program } in programs {
             let mut devices = Vec::with_capacity(addresses.len());
             for &address in &addresses {
-                let device = open(&network, seed, fault.as_ref(), address)
+                let mut options = DeviceOptions::new().seed(derive(seed, "nic", address));
+                if let Some(profile) = fault {
+                    let seed = derive(seed ^ profile.seed, "fault", address);
+                    options = options.fault(FaultProfile { seed, ..profile });
+                }
+                if let Some(directory) = &captures {
+                    options = options.capture(directory.join(format!("{address}.pcapng")));
+                }
+                let device = open(&network, &options, address)
                     .map_err(|source| SimulationError::Device { address, source })?;
                 devices.push(device);
             }
@@ -153,19 +171,8 @@ impl Simulation {
 }
 
 /// Opens a device on a virtual link, and gives its progress to the network's scheduler.
-fn open(
-    network: &Network,
-    seed: u64,
-    fault: Option<&FaultProfile>,
-    address: IpAddr,
-) -> Result<Device, Error> {
-    let mut options = DeviceOptions::new().seed(derive(seed, "nic", address));
-    if let Some(profile) = fault {
-        let mut profile = *profile;
-        profile.seed = derive(seed ^ profile.seed, "fault", address);
-        options = options.fault(profile);
-    }
-    let device = soft::open(Box::new(network.host(address)), &options)?;
+fn open(network: &Network, options: &DeviceOptions, address: IpAddr) -> Result<Device, Error> {
+    let device = soft::open(Box::new(network.host(address)), options)?;
     network.attach(address, device.progress());
     Ok(Device::from_backend(Box::new(device)))
 }
@@ -192,6 +199,7 @@ impl fmt::Debug for Simulation {
         f.debug_struct("Simulation")
             .field("config", &self.config)
             .field("fault", &self.fault)
+            .field("captures", &self.captures)
             .field("hosts", &hosts)
             .finish()
     }

@@ -84,14 +84,18 @@ fn converse(args: &BenchArgs, control: &Connection) -> Result<(Header, Outcome),
         options = options.capture(file.clone());
     }
     let link = args.link.unwrap_or(LinkKind::Auto);
-    let client = Client::new(control, options, link, args.fault.clone(), args.address)?;
+    // Before this thread stays on one of its processors.
+    let machine = Machine::here();
+    let cpus = if args.connect.is_none() && !args.no_pin { session::two_processors() } else { None };
+    let client = Client::new(control, options, link, args.fault.clone(), args.address, cpus)?;
     let wishes = args.wishes();
     let header = Header {
-        machine: Machine::here(),
+        machine,
         here: client.here.clone(),
         there: client.there.clone(),
         server: args.connect.clone(),
         fault: args.fault.clone(),
+        cpus,
         wishes: wishes.clone(),
     };
     if !args.json {

@@ -49,31 +49,46 @@ pub(crate) enum Command {
     ServeParent,
 }
 
+/// Lines of at most 80 columns, since a terminal that is narrower breaks them anywhere.
 const BENCH_ABOUT: &str = "\
-Measure latency and bandwidth of send, write, read and fetch-add between two processes.
+Measure latency and bandwidth of send, write, read and fetch-add between two
+processes.
 
-Without options, it starts a second process on this machine and measures a table of about half a minute: no root, \
-no hardware, nothing to install. With --listen on one machine and --connect on another it measures between them.
+Without options it starts a second process on this machine and measures a table
+of about half a minute: no root, no hardware, nothing to install. With --listen
+on one machine and --connect on another it measures between them.
 
-What the numbers mean:
-  latency     One operation at a time. send, write: ping-pong, half of the round trip; the receiver posts real
-              receives (send) or watches the last bytes of its memory (write), and answers. read, fetch-add: from
-              the request to its completion. Percentiles come from a histogram with three significant digits. The
-              loop is closed: each sample is one operation, and a pause of the machine shows once, in the
-              operation that it hit.
-  bandwidth   --depth operations under way, from the first post to the last completion; payload bytes only.
-  raw-...     The limit, measured in turns with the other rows of its size: the same UDP socket calls and the same
-              polling without any protocol. raw-echo: a message there and back, halved. raw-get: 8 bytes there, a
-              message back. raw-stream: with UDP_SEGMENT and UDP_GRO; what arrives is counted, and `lost` says
-              what did not. raw-single: one datagram a call. `p50/raw` and `of raw` compare with raw-echo (send,
-              write), raw-get (read, fetch-add) and raw-stream (bandwidth).
+Latency: one operation at a time.
+  send, write      ping-pong, half of the round trip. The receiver of a send has
+                   posted a receive; that of a write watches the last bytes of
+                   its memory. Both answer in kind.
+  read, fetch-add  from the request to its completion.
+  Percentiles come from a histogram with three significant digits. The loop is
+  closed: a sample is one operation, and a pause of the machine shows once, in
+  the operation that it hit.
 
-Content is checked: before a row is timed, every byte of a number of messages; while it is timed, the first and last \
-eight bytes of every message and every byte of every 64th (up to 64 bytes: of every message). In latency rows this \
-happens while the clock stands; in bandwidth rows it is part of the receiver's work. A wrong byte ends the run with \
-exit code 1.
+Bandwidth: --depth operations under way, from the first post to the last
+completion; payload only.
 
-Exit code: 0 done, 1 something failed, 2 wrong usage, 130 interrupted (what was measured is printed).";
+Raw rows are the limit: plain UDP sockets between the same two processes, with
+datagrams of the path MTU and without any protocol, measured in turns with the
+other rows of their size.
+  raw-echo    the message there and back, halved; the limit of send and write
+  raw-get     8 bytes there, the message back; the limit of read and fetch-add
+  raw-stream  with segmentation and receive offload; the limit of bandwidth
+  raw-single  one datagram a call
+  The last column divides by the limit: medians of latency (1.00 would be as
+  fast as raw), or bandwidths.
+
+Content is checked. Before a row is timed: every byte of a number of messages.
+While it is timed: the first and the last eight bytes of every message, and
+every byte of every 64th; of messages up to 64 bytes, always every byte. In
+latency rows the clock stands meanwhile; in bandwidth rows it is part of the
+receiver's work. The slots that a stream of writes goes to are checked whole
+after each turn. A wrong byte ends the run with exit code 1.
+
+Exit codes: 0 done, 1 something failed, 2 wrong usage, 130 interrupted (what was
+measured is printed).";
 
 const BENCH_EXAMPLES: &str = "\
 Examples:
@@ -95,7 +110,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_enum, value_delimiter = ',', value_name = "OP", help_heading = "What to measure")]
     pub op: Vec<Op>,
 
-    /// Message sizes, 1 to 64 MiB [default: 8,64,4KiB,64KiB for latency, 64,4KiB,64KiB,1MiB for bandwidth]
+    /// Message sizes, 1 B to 64 MiB [default: 8,64,4KiB,64KiB for latency, 64,4KiB,64KiB,1MiB for bandwidth]
     #[arg(long, value_delimiter = ',', value_name = "SIZE", value_parser = units::parse_size)]
     #[arg(help_heading = "What to measure")]
     pub size: Vec<usize>,
@@ -127,6 +142,11 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = depth, help_heading = "How to measure")]
     pub depth: usize,
 
+    /// Let the system choose processors. Otherwise two processes on one machine stay on two, since on one they
+    /// would measure the scheduler
+    #[arg(long, conflicts_with = "connect", help_heading = "How to measure")]
+    pub no_pin: bool,
+
     /// Few sizes, 100 ms each
     #[arg(long, help_heading = "How to measure")]
     pub quick: bool,
@@ -150,7 +170,7 @@ pub(crate) struct BenchArgs {
     /// Be the server of other machines, until Ctrl-C
     #[arg(long, value_name = "ADDR", num_args = 0..=1, default_missing_value = "", help_heading = "Two machines")]
     #[arg(conflicts_with_all = ["connect", "op", "size", "measure", "no_raw", "duration", "iterations", "warmup",
-        "depth", "quick", "fault", "pcap", "json"])]
+        "depth", "no_pin", "quick", "fault", "pcap", "json"])]
     pub listen: Option<String>,
 
     /// Measure against the server on HOST

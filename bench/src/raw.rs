@@ -1,7 +1,7 @@
 //! The limit: the same UDP socket calls as the software NIC's link, without a protocol.
 //!
 //! The sockets are made as the link makes its own (unconnected, non-blocking, large buffers, path MTU
-//! discovery, UDP_SEGMENT and UDP_GRO) and polled in the same way. Datagrams have the length of the path MTU,
+//! discovery, UDP_SEGMENT and UDP_GRO) and polled by the same kind of loop. Datagrams have the length of the path MTU,
 //! so the packets on the wire are those of the verbs rows less their headers.
 
 use std::io;
@@ -71,6 +71,11 @@ impl RawSocket {
     /// Whom to talk to, and whom to hear.
     pub(crate) fn set_peer(&mut self, peer: SocketAddr) {
         self.peer = peer;
+    }
+
+    /// The length of a datagram, in bytes.
+    pub(crate) fn segment(&self) -> usize {
+        self.segment
     }
 
     /// Sends up to `len` bytes, at most one batch, in one call; returns how many left. 0: the buffer is full.

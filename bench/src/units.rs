@@ -79,6 +79,15 @@ pub(crate) fn significant(value: f64) -> String {
     }
 }
 
+/// A number a second: `950`, `12.3 k`, `1.25 M`.
+pub(crate) fn rate(per_second: f64) -> String {
+    match per_second {
+        n if n >= 1e6 => format!("{} M", significant(n / 1e6)),
+        n if n >= 1e3 => format!("{} k", significant(n / 1e3)),
+        n => format!("{n:.0}"),
+    }
+}
+
 /// `1 234 567` as `1234567` is hard to read: groups of three.
 pub(crate) fn count(n: u64) -> String {
     let digits = n.to_string();
@@ -147,6 +156,10 @@ mod tests {
         assert_eq!(count(1234567), "1 234 567");
         assert_eq!(count(12), "12");
         assert_eq!(micros(4_234.0), "4.23");
+        assert_eq!(
+            (rate(950.0), rate(12_340.0), rate(1.25e6)),
+            ("950".into(), "12.3 k".into(), "1.25 M".into())
+        );
         assert_eq!(duration(Duration::from_millis(600)), "600 ms");
         assert_eq!(duration(Duration::from_secs(125)), "2 min 5 s");
     }

@@ -58,6 +58,9 @@ fn simulate(seed: u64, fault: Option<FaultProfile>, case: fn(&mut Pair)) {
     if let Some(fault) = fault {
         simulation = simulation.fault(fault);
     }
+    if let Some(directory) = std::env::var_os("CONFORMANCE_CAPTURES") {
+        simulation = simulation.capture(directory);
+    }
     let hosts = [[10, 0, 0, 1], [10, 0, 0, 2]].map(IpAddr::from);
     let done = simulation.hosts(hosts, move |[a, b]| case(&mut Pair::new(a, b, fault.is_some()))).run();
     done.unwrap_or_else(|error| panic!("{error}"));

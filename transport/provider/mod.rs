@@ -43,6 +43,9 @@ pub(crate) trait DeviceBackend: Send + Sync {
     /// The clock that waiting is measured with.
     fn now(&self) -> Duration;
 
+    /// Why it works no more, if so.
+    fn failure(&self) -> Option<String>;
+
     /// What was counted.
     fn counters(&self) -> Vec<(&'static str, u64)>;
 }

@@ -115,6 +115,10 @@ impl DeviceBackend for SoftDevice {
         Duration::from_nanos(self.waiter.now().as_nanos())
     }
 
+    fn failure(&self) -> Option<String> {
+        self.nic.link_error()
+    }
+
     fn counters(&self) -> Vec<(&'static str, u64)> {
         self.nic.counters().iter().collect()
     }
@@ -388,7 +392,7 @@ mod tests {
         assert_eq!(timeout_code(Duration::ZERO), 1);
         assert_eq!(timeout_code(Duration::from_nanos(8192)), 1);
         assert_eq!(timeout_code(Duration::from_nanos(8193)), 2);
-        assert_eq!(timeout_code(Duration::from_micros(67_109)), 14);
+        assert_eq!(timeout_code(Duration::from_micros(67_108)), 14);
         assert_eq!(timeout_code(Duration::MAX), 0);
     }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::error::{PostError, PostReason};
-use super::queue_pair::QpInner;
+use super::posting::QpInner;
 use super::request::Request;
 
 /// Requests that are posted together, with one doorbell: what makes small messages cheap.

@@ -135,6 +135,12 @@ impl Device {
         self.inner.backend.now()
     }
 
+    /// What ended the device's work, if something did: its network interface went away, say. What is posted to its
+    /// queue pairs fails then, when it has been tried often enough.
+    pub fn failure(&self) -> Option<String> {
+        self.inner.backend.failure()
+    }
+
     /// What the device counted: names as drivers have them, and values since it was opened.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         self.inner.backend.counters()

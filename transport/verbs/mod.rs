@@ -9,6 +9,7 @@ pub(crate) mod error;
 #[allow(unsafe_code)]
 pub(crate) mod exclusive;
 pub(crate) mod pool;
+pub(crate) mod posting;
 pub(crate) mod queue_pair;
 pub(crate) mod region;
 pub(crate) mod remote;

@@ -14,6 +14,8 @@ pub(crate) enum Message {
         link: String,
         /// The faults, as the option names them.
         fault: Option<String>,
+        /// The processor to stay on.
+        cpu: Option<usize>,
     },
     /// Server: this is my device.
     Device(DeviceDescription),

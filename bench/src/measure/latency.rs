@@ -131,7 +131,7 @@ impl Verbs {
     fn arrival(&self) -> Result<Option<Arrival>, MeasureError> {
         let mut arrival = None;
         let mut failure = None;
-        let taken = self.parts.cq.poll(|completion| {
+        self.parts.cq.poll(|completion| {
             if let Err(error) = self.succeeded(&completion) {
                 failure = Some(error);
             } else if completion.operation == Operation::Recv {
@@ -139,9 +139,6 @@ impl Verbs {
                 arrival = completion.buffer.map(|buffer| Arrival { buffer, len });
             }
         });
-        if taken == 0 {
-            self.parts.device.relax();
-        }
         failure.map_or(Ok(arrival), Err)
     }
 
@@ -213,14 +210,8 @@ impl Verbs {
         if self.parts.has_arrived(self.next) {
             return Ok(true);
         }
-        let taken = self.reap()?;
-        if self.parts.has_arrived(self.next) {
-            return Ok(true);
-        }
-        if taken == 0 {
-            self.parts.device.relax();
-        }
-        Ok(false)
+        self.reap()?;
+        Ok(self.parts.has_arrived(self.next))
     }
 
     fn look_at_window(&mut self, phase: Phase, checked: &mut Checked) -> Result<(), MeasureError> {
@@ -255,7 +246,6 @@ impl Verbs {
             {
                 break completion;
             }
-            self.parts.device.relax();
             watch.idle_alone()?;
         };
         let time = start.elapsed();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyverbs::Device;
 
-use super::{MeasureError, Recorder, Slice, Watch};
+use super::{Local, MeasureError, Recorder, Slice, Watch};
 use crate::control::{Connection, Done, End, Message};
 use crate::plan::{Action, Length, RowSpec};
 use crate::raw::RawSocket;
@@ -17,11 +17,10 @@ const ANSWER_LIMIT: Duration = Duration::from_millis(250);
 const PART_LIMIT: Duration = Duration::from_millis(100);
 /// After so many lost answers in a row the datagrams do not get through at all.
 const LOST_MAX: u64 = 8;
-/// Bytes of a stream that may be on their way, so that the receiver's buffer does not overflow: what is dropped
-/// there costs the receiver time.
-const WINDOW: u64 = 1 << 20;
-/// The receiver says how much it has whenever it got so many more.
-const REPORT_EVERY: u64 = WINDOW / 4;
+/// Bytes, and datagrams, of a stream that may be on their way, so that the receiver's buffer does not overflow:
+/// what is dropped there costs the receiver time. The buffer counts what datagrams take, not what they carry.
+const WINDOW_BYTES: u64 = 1 << 20;
+const WINDOW_DATAGRAMS: u64 = 4096;
 /// A stream that hears nothing for so long goes on: something was lost.
 const REPORT_LIMIT: Duration = Duration::from_millis(5);
 /// Bytes of the request that is answered by a message.
@@ -30,7 +29,9 @@ const REQUEST: usize = 8;
 /// One side of a raw row.
 pub(crate) struct RawRow {
     spec: RowSpec,
+    /// For its patience: where the two sides share a processor, each has to yield it at once.
     device: Device,
+    apart: bool,
     socket: RawSocket,
     /// The sequence number of the next message.
     pub next: u64,
@@ -43,12 +44,13 @@ impl RawRow {
     /// There is no socket to be had.
     pub(crate) fn open(
         spec: RowSpec,
-        device: &Device,
+        local: &Local,
         control: &Connection,
         segment: usize,
     ) -> Result<RawRow, MeasureError> {
         let socket = RawSocket::open(control.local(), segment.min(spec.size))?;
-        Ok(RawRow { spec, device: device.clone(), socket, next: 0 })
+        let Local { device, apart, .. } = local;
+        Ok(RawRow { spec, device: device.clone(), apart: *apart, socket, next: 0 })
     }
 
     /// What the other side has to know.
@@ -78,6 +80,20 @@ impl RawRow {
         };
         self.socket.set_peer(peer);
         Ok(())
+    }
+
+    /// Spins: a limit that gives its processor away at every look is none.
+    #[inline]
+    fn relax(&self) {
+        if self.apart {
+            std::hint::spin_loop();
+        } else {
+            self.device.relax();
+        }
+    }
+
+    fn window(&self) -> u64 {
+        WINDOW_BYTES.min(WINDOW_DATAGRAMS * self.socket.segment() as u64)
     }
 
     /// Bytes that go to the server and come back, in a ping-pong.
@@ -141,7 +157,7 @@ impl RawRow {
         while got < len {
             match self.socket.receive()? {
                 0 => {
-                    self.device.relax();
+                    self.relax();
                     watch.idle_alone()?;
                     empty = empty.wrapping_add(1);
                     if empty.is_multiple_of(64) && start.elapsed() > ANSWER_LIMIT {
@@ -180,7 +196,7 @@ impl RawRow {
         loop {
             match self.socket.receive()? {
                 0 => {
-                    self.device.relax();
+                    self.relax();
                     if let Some(Message::Stop { .. }) = watch.idle()? {
                         return Ok(Done::default());
                     }
@@ -223,7 +239,7 @@ impl RawRow {
             {
                 break;
             }
-            if sent - lost - reported >= WINDOW {
+            if sent - lost - reported >= self.window() {
                 match self.report(watch)? {
                     Some(number) => reported = number.min(sent - lost).max(reported),
                     None => lost = sent - reported,
@@ -237,7 +253,7 @@ impl RawRow {
             };
             sent += n as u64;
             if n == 0 {
-                self.device.relax();
+                self.relax();
                 watch.idle_alone()?;
             } else {
                 watch.progress();
@@ -254,7 +270,7 @@ impl RawRow {
             if let Some(number) = self.socket.receive_number()? {
                 return Ok(Some(number));
             }
-            self.device.relax();
+            self.relax();
             watch.idle_alone()?;
             empty = empty.wrapping_add(1);
             if empty.is_multiple_of(16) && start.elapsed() > REPORT_LIMIT {
@@ -269,13 +285,15 @@ impl RawRow {
     /// The socket broke.
     pub(crate) fn drain(&mut self, watch: &mut Watch<'_>) -> Result<Done, MeasureError> {
         let (mut bytes, mut timed_bytes, mut reported) = (0_u64, 0_u64, 0_u64);
+        // The sender hears of it four times a window.
+        let report_every = self.window() / 4;
         let mut times: Option<(Instant, Instant)> = None;
         let mut over = false;
         loop {
             match self.socket.receive()? {
                 0 if over => break,
                 0 => {
-                    self.device.relax();
+                    self.relax();
                     over = matches!(watch.idle()?, Some(Message::Stop { .. }));
                 }
                 n => {
@@ -289,7 +307,7 @@ impl RawRow {
                             *last = now;
                         }
                     }
-                    if bytes - reported >= REPORT_EVERY {
+                    if bytes - reported >= report_every {
                         reported = bytes;
                         self.socket.send_number(bytes)?;
                     }

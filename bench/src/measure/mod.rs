@@ -83,6 +83,11 @@ pub(crate) enum MeasureError {
 }
 
 impl MeasureError {
+    /// Whether an operation was only taken along by another one's failure.
+    pub(crate) fn is_flush(&self) -> bool {
+        matches!(self, MeasureError::Failed { status: anyverbs::Status::WrFlushErr, .. })
+    }
+
     /// Whether it is the user who wants to stop.
     pub(crate) fn is_interrupt(&self) -> bool {
         matches!(self, MeasureError::Control(ControlError::Interrupted))

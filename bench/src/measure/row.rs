@@ -63,7 +63,7 @@ impl Row {
         server: bool,
     ) -> Result<Half, MeasureError> {
         if spec.action.is_raw() {
-            return Ok(Half::Raw(Box::new(RawRow::open(spec, &local.device, control, segment)?)));
+            return Ok(Half::Raw(Box::new(RawRow::open(spec, local, control, segment)?)));
         }
         let author = if server { Author::Server } else { Author::Client };
         Ok(Half::Verbs(Box::new(Unconnected::new(local, spec, author)?)))

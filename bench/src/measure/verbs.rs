@@ -22,6 +22,8 @@ pub(crate) struct Local {
     pub device: Device,
     /// The domain that all rows share.
     pub domain: Domain,
+    /// The two sides do not share a processor.
+    pub apart: bool,
 }
 
 /// A queue pair, its buffers and its window, before the other side is known.
@@ -46,8 +48,6 @@ pub(crate) struct Verbs {
 pub(crate) struct Parts {
     /// What the row does.
     pub spec: RowSpec,
-    /// The device, for its patience.
-    pub device: Device,
     /// Completions of this row only.
     pub cq: Cq,
     /// Buffers for requests.
@@ -85,7 +85,6 @@ impl Unconnected {
         let window = local.domain.window(len, rights)?;
         let mut parts = Parts {
             spec,
-            device: local.device.clone(),
             cq,
             outgoing,
             incoming,

@@ -26,12 +26,14 @@ struct Report<'a> {
     server: &'a DeviceDescription,
     server_host: Option<&'a str>,
     fault: Option<&'a str>,
+    processors: Option<[usize; 2]>,
     row_duration_ms: Option<f64>,
     row_operations: Option<u64>,
     warmup_ms: f64,
     turns: u32,
     rows: Vec<Row>,
     notes: &'a [String],
+    waited_share: f64,
     counters: BTreeMap<&'static str, u64>,
 }
 
@@ -92,12 +94,14 @@ pub(crate) fn print_report(header: &Header, outcome: &Outcome) -> io::Result<()>
         server: &header.there,
         server_host: header.server.as_deref(),
         fault: header.fault.as_deref(),
+        processors: header.cpus.map(|(client, server)| [client, server]),
         row_duration_ms: time,
         row_operations: operations,
         warmup_ms: header.wishes.warmup.as_secs_f64() * 1e3,
         turns: header.wishes.rounds(),
         rows: outcome.rows.iter().map(|row| self::row(row, &outcome.rows)).collect(),
         notes: &outcome.notes,
+        waited_share: outcome.waited_share,
         counters: outcome.counters.iter().copied().collect(),
     })
 }

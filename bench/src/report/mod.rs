@@ -25,6 +25,8 @@ pub(crate) struct Header {
     pub server: Option<String>,
     /// The faults, as they were asked for.
     pub fault: Option<String>,
+    /// The processors that the two processes stay on.
+    pub cpus: Option<(usize, usize)>,
     /// What was asked for.
     pub wishes: Wishes,
 }

@@ -64,7 +64,7 @@ impl Style {
 /// Standard output is closed or full.
 pub(crate) fn print_header(header: &Header, style: Style) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    let Header { machine, here, there, server, fault, wishes } = header;
+    let Header { machine, here, there, server, fault, cpus, wishes } = header;
     writeln!(out, "{}", style.title(&format!("anyverbs bench {}", env!("CARGO_PKG_VERSION"))))?;
     writeln!(out, "machine  {}, {} cores, {}", machine.cpu, machine.cores, machine.kernel)?;
     writeln!(
@@ -73,7 +73,10 @@ pub(crate) fn print_header(header: &Header, style: Style) -> io::Result<()> {
         here.name, here.link, here.detail, here.path_mtu
     )?;
     let where_to = match server {
-        None => "a second process of this machine".to_owned(),
+        None => match cpus {
+            Some((a, b)) => format!("two processes of this machine, on processors {a} and {b}"),
+            None => "two processes of this machine".to_owned(),
+        },
         Some(host) if there.link == here.link && there.detail == here.detail => format!("host {host}"),
         Some(host) => format!("host {host}, link {} ({})", there.link, there.detail),
     };
@@ -85,7 +88,11 @@ pub(crate) fn print_header(header: &Header, style: Style) -> io::Result<()> {
         Length::Time(time) => units::duration(time),
         Length::Operations(n) => format!("{} operations", units::count(n)),
     };
-    writeln!(out, "each row {length}, in {} turns; the rows of one size take turns\n", wishes.rounds())
+    let turns = match wishes.rounds() {
+        1 => "at once".to_owned(),
+        n => format!("in {n} turns with the others of its size"),
+    };
+    writeln!(out, "each row {length}, {turns}\n")
 }
 
 /// Prints what was measured.
@@ -106,7 +113,7 @@ pub(crate) fn print_tables(outcome: &Outcome, style: Style, faulty: bool) -> io:
             Measure::Latency => {
                 "Latency in us (send, write, raw-echo: half a round trip; others: the whole operation)"
             }
-            Measure::Bandwidth => "Bandwidth (GB/s of payload, millions of messages a second)",
+            Measure::Bandwidth => "Bandwidth (payload; 1 GB is 1e9 bytes)",
         };
         writeln!(out, "{}\n{}\n", style.title(title), print(&outcome.rows, &rows, style).trim_fmt())?;
     }
@@ -156,7 +163,7 @@ fn latency(all: &[RowResult], rows: &[&RowResult], style: Style) -> Table {
 
 fn bandwidth(all: &[RowResult], rows: &[&RowResult], style: Style) -> Table {
     let mut table =
-        style.table(&["operation", "size", "depth", "GB/s", "M/s", "messages", "lost", "of raw"], 1);
+        style.table(&["operation", "size", "depth", "GB/s", "messages/s", "messages", "lost", "of raw"], 1);
     let mut size = None;
     for row in rows {
         separate(&mut table, &mut size, row, 8);
@@ -172,7 +179,7 @@ fn bandwidth(all: &[RowResult], rows: &[&RowResult], style: Style) -> Table {
             units::size(row.spec.size),
             if raw { String::new() } else { row.spec.depth.to_string() },
             units::significant(row.bytes_per_second() / 1e9),
-            units::significant(row.operations_per_second() / 1e6),
+            units::rate(row.operations_per_second()),
             units::count(row.total.operations),
             lost,
             ratio(row, all).map_or(String::new(), |r| format!("{:.0} %", 100.0 * r)),

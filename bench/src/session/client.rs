@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyverbs::{DeviceOptions, LinkKind};
 
-use super::{describe, open_device};
+use super::{Scheduled, describe, open_device, placement};
 use crate::control::{Connection, ControlError, DeviceDescription, Done, Message, Phase};
 use crate::measure::{Local, MeasureError, Recorder, Row, Slice};
 use crate::plan::{Action, Group, Length, Measure, RowSpec, Wishes};
@@ -13,6 +13,8 @@ use crate::signals;
 
 /// How long the server may take for each answer. Registering memory takes longest.
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);
+/// Above this share of time without a processor, a report says so.
+const BUSY: f64 = 0.03;
 /// How long a slice may take beyond its time before it counts as stuck; more than any limit that it keeps itself.
 const STUCK_LIMIT: Duration = Duration::from_secs(30);
 /// Operations of a verified pass, one at a time.
@@ -40,6 +42,8 @@ pub(crate) struct Outcome {
     pub rows: Vec<RowResult>,
     /// What the user should know.
     pub notes: Vec<String>,
+    /// How much of the time other programs had this side's processor.
+    pub waited_share: f64,
     /// What the NIC of this side counted.
     pub counters: Vec<(&'static str, u64)>,
     /// Why it ended early.
@@ -64,6 +68,8 @@ pub(crate) struct Client<'c> {
     pub there: DeviceDescription,
     segment: usize,
     notes: Vec<String>,
+    /// Of the slices that count.
+    scheduled: Scheduled,
 }
 
 /// A row that is open on both sides.
@@ -84,17 +90,29 @@ impl<'c> Client<'c> {
         link: LinkKind,
         fault: Option<String>,
         address: Option<IpAddr>,
+        cpus: Option<(usize, usize)>,
     ) -> Result<Client<'c>, MeasureError> {
         // First here, then there, so that errors of this side are reported as such.
-        let local = open_device(options.link(link), address, control)?;
-        control.send(&Message::Setup { link: link.to_string(), fault })?;
+        let mut local = open_device(options.link(link), address, control)?;
+        let (ours, theirs) = cpus.unzip();
+        // After the device has its threads: they are not to share this processor.
+        local.apart |= ours.is_some_and(placement::stay_on);
+        control.send(&Message::Setup { link: link.to_string(), fault, cpu: theirs })?;
         let there = match control.receive("device", Some(ANSWER_LIMIT))? {
             Message::Device(description) => description,
             other => return Err(control.unexpected(&other, "device").into()),
         };
         let here = describe(&local.device);
         let segment = here.path_mtu.min(there.path_mtu).max(1);
-        Ok(Client { control, local, here, there, segment, notes: Vec::new() })
+        Ok(Client {
+            control,
+            local,
+            here,
+            there,
+            segment,
+            notes: Vec::new(),
+            scheduled: Scheduled::default(),
+        })
     }
 
     /// Measures everything, or what is possible.
@@ -116,7 +134,15 @@ impl<'c> Client<'c> {
         } else if let Some(error) = &error {
             let _ = self.control.send(&Message::Failed { message: error.to_string() });
         }
-        Outcome { rows, notes: self.notes, counters, error }
+        let waited_share = self.scheduled.waited_share();
+        if waited_share > BUSY {
+            self.notes.push(format!(
+                "other programs had this side's processor for {:.0} % of the time. On a quiet machine tails are \
+                 shorter, bandwidth is higher, and ratios mean more.",
+                100.0 * waited_share
+            ));
+        }
+        Outcome { rows, notes: self.notes, waited_share, counters, error }
     }
 
     /// Measures a group; what was measured is in `rows` even if it fails.
@@ -206,7 +232,9 @@ impl<'c> Client<'c> {
             self.slice(open, Phase::Timed, Length::Time(warm), &mut Recorder::new())?;
         }
         let mut times = std::mem::take(&mut open.result.times);
+        let start = Scheduled::now();
         let outcome = self.slice(open, Phase::Timed, wishes.slice(round), &mut times);
+        self.scheduled.add(start, Scheduled::now());
         open.result.times = times;
         let (slice, done) = outcome?;
         open.result.add(&slice, &done);

@@ -2,15 +2,18 @@
 
 mod client;
 mod machine;
+mod placement;
 mod process;
 mod server;
 
 pub(crate) use client::{Client, Outcome, Progress, RowResult, ratio};
-pub(crate) use machine::Machine;
+pub(crate) use machine::{Machine, Scheduled};
+pub(crate) use placement::two_processors;
 pub(crate) use process::{CHILD_COMMAND, ChildOrders, ServerProcess};
 pub(crate) use server::serve;
 
 use std::net::IpAddr;
+use std::thread;
 
 use anyverbs::{Device, DeviceOptions};
 
@@ -31,7 +34,9 @@ fn open_device(
     }
     let device = Device::open(&options)?;
     let domain = device.domain()?;
-    Ok(Local { device, domain })
+    // Between hosts they do not, unless this one has a single processor.
+    let apart = !same_host && thread::available_parallelism().is_ok_and(|n| n.get() > 1);
+    Ok(Local { device, domain, apart })
 }
 
 fn describe(device: &Device) -> DeviceDescription {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyverbs::{DeviceOptions, FaultProfile, LinkKind};
 
-use super::{describe, open_device};
+use super::{describe, open_device, placement};
 use crate::control::{Connection, Message};
 use crate::measure::{Local, MeasureError, Row};
 use crate::plan::RowSpec;
@@ -86,7 +86,7 @@ fn set_up(
     address: Option<IpAddr>,
 ) -> Result<Local, MeasureError> {
     let message = control.receive("setup", Some(SILENCE_LIMIT))?;
-    let Message::Setup { link: wanted, fault } = message else {
+    let Message::Setup { link: wanted, fault, cpu } = message else {
         return Err(control.unexpected(&message, "setup").into());
     };
     let link = match link {
@@ -99,7 +99,9 @@ fn set_up(
             fault.parse().map_err(|_| MeasureError::BadEnd(format!("`{fault}` is no fault profile")))?;
         options = options.fault(profile);
     }
-    let local = open_device(options, address, control)?;
+    let mut local = open_device(options, address, control)?;
+    // After the device has its threads: they are not to share this processor.
+    local.apart |= cpu.is_some_and(placement::stay_on);
     control.send(&Message::Device(describe(&local.device)))?;
     Ok(local)
 }

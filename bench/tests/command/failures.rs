@@ -38,7 +38,7 @@ fn wrong_usage_is_exit_code_2() {
 fn help_teaches() {
     for (arguments, words) in [
         (&["--help"][..], &["bench", "devices", "Start with"][..]),
-        (&["bench", "--help"], &["Examples:", "--listen", "raw-echo", "Content is checked", "Exit code"]),
+        (&["bench", "--help"], &["Examples:", "--listen", "raw-echo", "Content is checked", "Exit codes"]),
         (&["--version"], &[env!("CARGO_PKG_VERSION")]),
     ] {
         let output = run(arguments);
