@@ -53,7 +53,9 @@ struct Row {
     checked_whole: u64,
     checked_ends: u64,
     lost: u64,
+    waited_share: f64,
     ratio_to_raw: Option<f64>,
+    ratio_doubtful: bool,
 }
 
 #[derive(Serialize)]
@@ -107,6 +109,7 @@ pub(crate) fn print_report(header: &Header, outcome: &Outcome) -> io::Result<()>
 }
 
 fn row(row: &RowResult, all: &[RowResult]) -> Row {
+    let ratio = ratio(row, all);
     let scale = row.scale();
     let latency_ns = (row.spec.measure == Measure::Latency).then(|| Latency {
         min: row.times.min() as f64 * scale,
@@ -136,7 +139,9 @@ fn row(row: &RowResult, all: &[RowResult]) -> Row {
         checked_whole: row.total.whole,
         checked_ends: row.total.ends,
         lost: row.total.lost,
-        ratio_to_raw: ratio(row, all),
+        waited_share: row.scheduled.waited_share(),
+        ratio_to_raw: ratio.map(|ratio| ratio.value),
+        ratio_doubtful: ratio.is_some_and(|ratio| ratio.doubtful),
     }
 }
 

@@ -7,7 +7,7 @@ use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Tab
 
 use super::Header;
 use crate::plan::{Action, Length, Measure};
-use crate::session::{Outcome, RowResult, ratio};
+use crate::session::{Outcome, Ratio, RowResult, ratio};
 use crate::units;
 
 /// Whether text may carry colours.
@@ -154,7 +154,7 @@ fn latency(all: &[RowResult], rows: &[&RowResult], style: Style) -> Table {
             ns(row.times.percentile(99.9)),
             ns(row.times.max()),
             units::count(row.times.count()),
-            ratio(row, all).map_or(String::new(), |r| format!("{r:.2}")),
+            ratio(row, all).map_or(String::new(), |r| format!("{:.2}{}", r.value, doubt(&r))),
         ];
         add(&mut table, cells, row.spec.action, style);
     }
@@ -182,11 +182,15 @@ fn bandwidth(all: &[RowResult], rows: &[&RowResult], style: Style) -> Table {
             units::rate(row.operations_per_second()),
             units::count(row.total.operations),
             lost,
-            ratio(row, all).map_or(String::new(), |r| format!("{:.0} %", 100.0 * r)),
+            ratio(row, all).map_or(String::new(), |r| format!("{:.0} %{}", 100.0 * r.value, doubt(&r))),
         ];
         add(&mut table, cells, row.spec.action, style);
     }
     table
+}
+
+fn doubt(ratio: &Ratio) -> &'static str {
+    if ratio.doubtful { " ?" } else { "" }
 }
 
 /// An empty line between sizes.

@@ -15,6 +15,8 @@ use crate::signals;
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);
 /// Above this share of time without a processor, a report says so.
 const BUSY: f64 = 0.03;
+/// Two rows whose shares of such time differ by more do not compare.
+const UNEQUAL: f64 = 0.1;
 /// How long a slice may take beyond its time before it counts as stuck; more than any limit that it keeps itself.
 const STUCK_LIMIT: Duration = Duration::from_secs(30);
 /// Operations of a verified pass, one at a time.
@@ -33,6 +35,8 @@ pub(crate) struct RowResult {
     pub total: Slice,
     /// Bandwidth of each slice, in bytes a second.
     pub slices: Vec<f64>,
+    /// How much of the time this side had its processor.
+    pub scheduled: Scheduled,
 }
 
 /// What came out of a benchmark.
@@ -138,7 +142,8 @@ impl<'c> Client<'c> {
         if waited_share > BUSY {
             self.notes.push(format!(
                 "other programs had this side's processor for {:.0} % of the time. On a quiet machine tails are \
-                 shorter, bandwidth is higher, and ratios mean more.",
+                 shorter, bandwidth is higher, and ratios mean more; those with a question mark compare a row that had \
+                 its processor with one that had not.",
                 100.0 * waited_share
             ));
         }
@@ -175,6 +180,7 @@ impl<'c> Client<'c> {
                         times: Recorder::new(),
                         total: Slice::default(),
                         slices: Vec::new(),
+                        scheduled: Scheduled::default(),
                     };
                     open.push(Open { id, row, result });
                 }
@@ -234,7 +240,9 @@ impl<'c> Client<'c> {
         let mut times = std::mem::take(&mut open.result.times);
         let start = Scheduled::now();
         let outcome = self.slice(open, Phase::Timed, wishes.slice(round), &mut times);
-        self.scheduled.add(start, Scheduled::now());
+        let end = Scheduled::now();
+        self.scheduled.add(start, end);
+        open.result.scheduled.add(start, end);
         open.result.times = times;
         let (slice, done) = outcome?;
         open.result.add(&slice, &done);
@@ -373,15 +381,28 @@ fn per_second(amount: f64, elapsed: Duration) -> f64 {
     if elapsed.is_zero() { 0.0 } else { amount / elapsed.as_secs_f64() }
 }
 
-/// The result of this row divided by that of its limit: for latency the medians, for bandwidth the rates.
-pub(crate) fn ratio(row: &RowResult, rows: &[RowResult]) -> Option<f64> {
+/// A comparison with the limit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ratio {
+    /// The result of a row divided by that of its limit: for latency the medians, for bandwidth the rates.
+    pub value: f64,
+    /// Other programs took the processor from one of the two much more than from the other.
+    pub doubtful: bool,
+}
+
+/// Compares a row with its limit, if that was measured.
+pub(crate) fn ratio(row: &RowResult, rows: &[RowResult]) -> Option<Ratio> {
     let limit = row.spec.action.limit(row.spec.measure)?;
     let limit = rows.iter().find(|r| {
         r.spec.action == limit && r.spec.measure == row.spec.measure && r.spec.size == row.spec.size
     })?;
-    let (ours, raw) = match row.spec.measure {
-        Measure::Latency => (row.latency_ns(50.0), limit.latency_ns(50.0)),
-        Measure::Bandwidth => (row.bytes_per_second(), limit.bytes_per_second()),
+    let shares = (row.scheduled.waited_share(), limit.scheduled.waited_share());
+    let (ours, raw, doubtful) = match row.spec.measure {
+        // The median is that of operations which nobody interrupted.
+        Measure::Latency => (row.latency_ns(50.0), limit.latency_ns(50.0), shares.0.max(shares.1) > 0.9),
+        Measure::Bandwidth => {
+            (row.bytes_per_second(), limit.bytes_per_second(), (shares.0 - shares.1).abs() > UNEQUAL)
+        }
     };
-    (raw > 0.0).then(|| ours / raw)
+    (raw > 0.0).then(|| Ratio { value: ours / raw, doubtful })
 }

@@ -6,7 +6,7 @@ mod placement;
 mod process;
 mod server;
 
-pub(crate) use client::{Client, Outcome, Progress, RowResult, ratio};
+pub(crate) use client::{Client, Outcome, Progress, Ratio, RowResult, ratio};
 pub(crate) use machine::{Machine, Scheduled};
 pub(crate) use placement::two_processors;
 pub(crate) use process::{CHILD_COMMAND, ChildOrders, ServerProcess};
@@ -28,7 +28,8 @@ fn open_device(
 ) -> Result<Local, MeasureError> {
     // Two processes on one host take different addresses of their own choice; between hosts, the way of the
     // control connection is one that works.
-    let same_host = control.local() == control.peer().ip().to_canonical();
+    let (here, there) = (control.local(), control.peer().ip().to_canonical());
+    let same_host = here == there || (here.is_loopback() && there.is_loopback());
     if let Some(address) = address.or_else(|| (!same_host).then(|| control.local())) {
         options = options.address(address);
     }

@@ -101,6 +101,7 @@ impl Congestion {
     // ---- Answers ----------------------------------------------------------------------------
 
     /// How many packets may be unacknowledged, at least 1.
+    #[inline]
     pub fn window_packets(&self) -> u32 {
         match &self.law {
             Law::Static | Law::Dcqcn(_) => self.window,
@@ -109,6 +110,7 @@ impl Congestion {
     }
 
     /// How many bytes of datagrams may leave in a second; `None` if only the window counts.
+    #[inline]
     pub fn rate_bytes_per_second(&self) -> Option<NonZeroU64> {
         match &self.law {
             Law::Static => None,
@@ -119,6 +121,7 @@ impl Congestion {
 
     /// After how many packets to ask for an acknowledgement at the latest, so that the window opens
     /// in steps while it is in use; `None` if the law does not mind.
+    #[inline]
     pub fn ack_interval(&self) -> Option<u32> {
         match &self.law {
             Law::Static | Law::Dcqcn(_) => None,
@@ -127,6 +130,7 @@ impl Congestion {
     }
 
     /// Whether it needs a round trip measured for every kind of request.
+    #[inline]
     pub fn wants_round_trips(&self) -> bool {
         matches!(self.law, Law::Delay(_))
     }
@@ -147,6 +151,7 @@ impl Congestion {
     // ---- Events -----------------------------------------------------------------------------
 
     /// A datagram of `bytes` was handed out.
+    #[inline]
     pub fn on_sent(&mut self, now: Time, bytes: usize) {
         if let Law::Dcqcn(dcqcn) = &mut self.law {
             dcqcn.on_sent(now, bytes as u64);
