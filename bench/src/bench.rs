@@ -183,7 +183,7 @@ fn split_port(text: &str, default: u16) -> (&str, u16) {
         return (text, default);
     }
     match text.rsplit_once(':').map(|(host, port)| (host, port.parse())) {
-        Some((host, Ok(port))) if !host.is_empty() && port != 0 => (host, port),
+        Some((host, Ok(port))) if !host.is_empty() => (host, port),
         _ => (text, default),
     }
 }

@@ -167,7 +167,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "FILE", help_heading = "The device")]
     pub pcap: Option<PathBuf>,
 
-    /// Be the server of other machines, until Ctrl-C
+    /// Be the server of other machines, until Ctrl-C. ADDR may be ADDR:PORT; port 0 lets the system choose
     #[arg(long, value_name = "ADDR", num_args = 0..=1, default_missing_value = "", help_heading = "Two machines")]
     #[arg(conflicts_with_all = ["connect", "op", "size", "measure", "no_raw", "duration", "iterations", "warmup",
         "depth", "no_pin", "quick", "fault", "pcap", "json"])]

@@ -93,10 +93,9 @@ fn a_client_that_leaves_or_talks_nonsense() {
         (b"{\"type\":\"setup\",\"link\":\"pigeon\"}\n", "no link"),
         (b"nonsense\n", "cannot be read"),
     ] {
-        let port = free_port();
-        let server = start(&["bench", "--listen", "127.0.0.1", "--port", &port, "--once"]);
+        let server = start(&["bench", "--listen", "127.0.0.1:0", "--once"]);
         let mut stream =
-            wait_for("the server", || TcpStream::connect(format!("127.0.0.1:{port}")).ok());
+            TcpStream::connect(format!("127.0.0.1:{}", server.port())).expect("the server listens");
         stream.write_all(b"{\"anyverbs-bench\":1,\"version\":\"0.1.0\"}\n").expect("written");
         let mut greeting = String::new();
         BufReader::new(stream.try_clone().expect("a copy")).read_line(&mut greeting).expect("a greeting");

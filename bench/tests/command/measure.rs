@@ -1,6 +1,6 @@
 //! The `bench` command, run as a user runs it: what it prints, and that its content checks hold on a bad network.
 
-use crate::support::{errors, free_port, run, start, text};
+use crate::support::{errors, run, start, text};
 use serde_json::Value;
 
 fn json(output: &std::process::Output) -> Value {
@@ -128,15 +128,20 @@ fn packets_are_captured() {
 
 #[test]
 fn two_programs_that_find_each_other() {
-    let port = free_port();
-    let server = start(&["bench", "--listen", "127.0.0.1", "--port", &port, "--once"]);
-    let connect =
-        ["bench", "--connect", "127.0.0.1", "--port", &port, "--json", "--iterations", "50", "--size", "64"];
-    // The server may not listen yet.
-    let output = crate::support::wait_for("the server", || {
-        let output = run(&connect);
-        (output.status.success() || !errors(&output).contains("cannot connect")).then_some(output)
-    });
+    let server = start(&["bench", "--listen", "127.0.0.1:0", "--once"]);
+    let port = server.port();
+    let output = run(&[
+        "bench",
+        "--connect",
+        "127.0.0.1",
+        "--port",
+        &port,
+        "--json",
+        "--iterations",
+        "50",
+        "--size",
+        "64",
+    ]);
     assert!(output.status.success(), "{}", errors(&output));
     let report = json(&output);
     assert_eq!(report["server_host"], "127.0.0.1");

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Read;
 use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,9 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// A run of the command, which does not outlive the test.
 pub(crate) struct Run {
     child: Child,
-    output: Option<[thread::JoinHandle<Vec<u8>>; 2]>,
+    readers: Option<[thread::JoinHandle<()>; 2]>,
+    /// Standard output and standard error so far.
+    output: [Arc<Mutex<Vec<u8>>>; 2],
 }
 
 /// Starts the command.
@@ -29,7 +32,11 @@ pub(crate) fn start(arguments: &[&str]) -> Run {
         .expect("the command starts");
     let out = child.stdout.take().expect("a pipe");
     let err = child.stderr.take().expect("a pipe");
-    Run { child, output: Some([thread::spawn(|| all(out)), thread::spawn(|| all(err))]) }
+    let output = [Arc::default(), Arc::default()];
+    let [to_out, to_err] = output.clone();
+    let readers =
+        [thread::spawn(move || collect(out, &to_out)), thread::spawn(move || collect(err, &to_err))];
+    Run { child, readers: Some(readers), output }
 }
 
 /// Runs the command to its end.
@@ -37,10 +44,11 @@ pub(crate) fn run(arguments: &[&str]) -> Output {
     start(arguments).finish()
 }
 
-fn all(mut pipe: impl Read) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let _ = pipe.read_to_end(&mut bytes);
-    bytes
+fn collect(mut pipe: impl Read, into: &Mutex<Vec<u8>>) {
+    let mut bytes = [0; 4096];
+    while let Ok(n @ 1..) = pipe.read(&mut bytes) {
+        into.lock().expect("no panic").extend_from_slice(&bytes[..n]);
+    }
 }
 
 impl Run {
@@ -60,8 +68,20 @@ impl Run {
                 None => thread::sleep(Duration::from_millis(10)),
             }
         };
-        let [out, err] = self.output.take().expect("not finished before");
-        Output { status, stdout: out.join().expect("no panic"), stderr: err.join().expect("no panic") }
+        for reader in self.readers.take().expect("not finished before") {
+            reader.join().expect("no panic");
+        }
+        let [stdout, stderr] = [0, 1].map(|n| std::mem::take(&mut *self.output[n].lock().expect("no panic")));
+        Output { status, stdout, stderr }
+    }
+
+    /// The TCP port of a server that was started with `--listen 127.0.0.1:0`, once it listens.
+    pub(crate) fn port(&self) -> String {
+        wait_for("the server", || {
+            let said = String::from_utf8_lossy(&self.output[1].lock().expect("no panic")).into_owned();
+            let (_, behind) = said.split_once("listening on 127.0.0.1:")?;
+            behind.split_once(' ').map(|(port, _)| port.to_owned())
+        })
     }
 
     /// The second process, as soon as it runs a benchmark: it has its NIC's thread then.

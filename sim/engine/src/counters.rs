@@ -56,4 +56,12 @@ counters! {
     rx_wrong_source,
     /// Datagrams dropped: of another service or partition, or in a state that does not receive.
     rx_out_of_state,
+    /// Data packets received that the network had marked (ECN).
+    np_ecn_marked_roce_packets,
+    /// Congestion notification packets sent.
+    np_cnp_sent,
+    /// Congestion notification packets received and obeyed.
+    rp_cnp_handled,
+    /// Congestion notification packets received by a queue pair that does not obey them.
+    rp_cnp_ignored,
 }

@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::num::NonZeroU64;
+use std::time::Duration;
 
-use anyverbs_wire::{Bth, Opcode, Operation, Psn, Qpn, Repr, Service};
+use anyverbs_wire::{Bth, Ext, Opcode, Operation, Psn, Qpn, Repr, Service};
 
-use crate::action::{Action, Completion, Queue};
+use crate::action::{Action, Completion, Queue, Source, Transmit};
+use crate::congestion::{CE, Congestion, Control, NotificationPoint};
 use crate::counters::Counters;
 use crate::memory::{Memory, Receive};
 use crate::requester::Requester;
@@ -104,11 +106,21 @@ pub struct Config {
     pub window: u32,
     /// The rate it must not exceed, in bytes of datagrams a second.
     pub bytes_per_second: Option<NonZeroU64>,
+    /// How it adapts to the network, within `window` and `bytes_per_second`.
+    pub congestion: Control,
+    /// How often it may tell the peer that the peer's packets met congestion.
+    pub cnp_interval: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { max_send_wr: 128, window: 256, bytes_per_second: None }
+        Config {
+            max_send_wr: 128,
+            window: 256,
+            bytes_per_second: None,
+            congestion: Control::Static,
+            cnp_interval: NotificationPoint::INTERVAL,
+        }
     }
 }
 
@@ -193,6 +205,23 @@ impl Path {
             psn,
         }
     }
+
+    /// The notification that packets of the peer met congestion (IBA A17.9.3).
+    fn cnp(&self) -> Repr {
+        let bth = Bth {
+            opcode: Opcode::CNP,
+            solicited: false,
+            migrated: false,
+            pad: 0,
+            pkey: DEFAULT_PKEY,
+            fecn: false,
+            becn: true,
+            dest_qpn: self.dest_qpn,
+            ack_request: false,
+            psn: Psn::new(0),
+        };
+        Repr { bth, xrc_srqn: None, ext: Ext::Cnp }
+    }
 }
 
 /// What one half of a queue pair says after an event.
@@ -211,6 +240,8 @@ pub struct QueuePair {
     path: Path,
     requester: Requester,
     responder: Responder,
+    notification: NotificationPoint,
+    cnp_due: bool,
 }
 
 impl QueuePair {
@@ -221,6 +252,8 @@ impl QueuePair {
             path: Path { dest_qpn: Qpn::new(0), mtu: Mtu::B1024 },
             requester: Requester::new(&config),
             responder: Responder::default(),
+            notification: NotificationPoint::new(config.cnp_interval),
+            cnp_due: false,
         }
     }
 
@@ -240,6 +273,7 @@ impl QueuePair {
         if done {
             self.path = Path { dest_qpn: attributes.dest_qpn, mtu: attributes.path_mtu };
             self.responder = Responder::new(attributes);
+            self.requester.set_mtu(attributes.path_mtu);
         }
         done
     }
@@ -277,15 +311,31 @@ impl QueuePair {
         }
     }
 
-    /// Handles a packet from the peer with `payload` bytes of payload.
+    /// What congestion control thinks.
+    pub fn congestion(&self) -> &Congestion {
+        &self.requester.outflow.congestion
+    }
+
+    /// The two ECN bits for the IP header of its datagrams.
+    pub fn ecn(&self) -> u8 {
+        self.congestion().ecn()
+    }
+
+    /// Handles a packet from the peer with `payload` bytes of payload, and these two ECN bits in its
+    /// IP header.
     ///
     /// The caller has checked the ICRC and the source address.
-    pub fn on_packet<M: Memory>(&mut self, cx: &mut Context<'_, M>, packet: &Repr, payload: u32) {
+    pub fn on_packet<M: Memory>(&mut self, cx: &mut Context<'_, M>, packet: &Repr, payload: u32, ecn: u8) {
+        if packet.bth.opcode == Opcode::CNP {
+            self.on_cnp(cx, packet);
+            return;
+        }
         let Some(operation) = self.admitted(packet) else {
             cx.counters.rx_out_of_state += 1;
             return;
         };
         cx.counters.rcvd_pkts += 1;
+        self.note_mark(cx, operation, ecn);
         let verdict = if is_response(operation) {
             self.requester.on_response(cx, &self.path, operation, packet, payload)
         } else {
@@ -294,12 +344,34 @@ impl QueuePair {
         self.heed(cx, verdict);
     }
 
+    /// Remembers to tell the peer of a mark. Acknowledgements do not count: their sender has no rate
+    /// to lower.
+    fn note_mark<M: Memory>(&mut self, cx: &mut Context<'_, M>, operation: Operation, ecn: u8) {
+        if ecn & CE != CE || matches!(operation, Operation::Acknowledge | Operation::AtomicAcknowledge) {
+            return;
+        }
+        cx.counters.np_ecn_marked_roce_packets += 1;
+        self.cnp_due |= self.notification.on_packet(cx.now, ecn);
+    }
+
+    /// Handles a congestion notification: its requests and READ responses slow down (IBA A17.9.3).
+    fn on_cnp<M: Memory>(&mut self, cx: &mut Context<'_, M>, packet: &Repr) {
+        let sends = matches!(self.state, QpState::ReadyToReceive | QpState::ReadyToSend);
+        if !sends || !in_partition(packet) {
+            cx.counters.rx_out_of_state += 1;
+            return;
+        }
+        cx.counters.rcvd_pkts += 1;
+        if self.requester.outflow.congestion.on_cnp(cx.now) {
+            cx.counters.rp_cnp_handled += 1;
+        } else {
+            cx.counters.rp_cnp_ignored += 1;
+        }
+    }
+
     /// The operation of a packet that this queue pair may look at now (IBA 9.6.1).
     fn admitted(&self, packet: &Repr) -> Option<Operation> {
-        if packet.bth.opcode.service() != Some(Service::Rc) {
-            return None;
-        }
-        if (packet.bth.pkey ^ DEFAULT_PKEY) & 0x7fff != 0 {
+        if packet.bth.opcode.service() != Some(Service::Rc) || !in_partition(packet) {
             return None;
         }
         let operation = packet.bth.opcode.operation()?;
@@ -313,6 +385,8 @@ impl QueuePair {
 
     /// Handles timers that are due by now.
     pub fn on_timer<M: Memory>(&mut self, cx: &mut Context<'_, M>) {
+        self.requester.outflow.congestion.on_timer(cx.now);
+        self.responder.on_timer();
         if self.state == QpState::ReadyToSend {
             let verdict = self.requester.on_timer(cx);
             self.heed(cx, verdict);
@@ -326,12 +400,18 @@ impl QueuePair {
     pub fn transmit<M: Memory>(&mut self, cx: &mut Context<'_, M>) -> bool {
         let before = cx.actions.len();
         let mut more = false;
+        if std::mem::take(&mut self.cnp_due) {
+            cx.counters.np_cnp_sent += 1;
+            let header = self.path.cnp();
+            cx.actions.push(Action::Transmit(Transmit { at: cx.now, header, payload: Source::None }));
+        }
         if self.state == QpState::ReadyToSend {
             more |= self.requester.transmit(cx, &self.path, QUANTUM);
         }
         // In the error state what was promised before still leaves: the NAK that says why.
         if matches!(self.state, QpState::ReadyToReceive | QpState::ReadyToSend | QpState::Error) {
-            let (verdict, pending) = self.responder.transmit(cx, &self.path, QUANTUM);
+            let outflow = &mut self.requester.outflow;
+            let (verdict, pending) = self.responder.transmit(cx, &self.path, outflow, QUANTUM);
             more |= pending;
             self.heed(cx, verdict);
         }
@@ -342,16 +422,22 @@ impl QueuePair {
 
     /// Whether [`transmit`](Self::transmit) may have something to send.
     pub fn wants_transmit(&self) -> bool {
-        self.responder.wants_transmit()
+        self.cnp_due
+            || self.responder.wants_transmit()
             || (self.state == QpState::ReadyToSend && self.requester.wants_transmit())
     }
 
     /// When [`on_timer`](Self::on_timer) is due.
     pub fn next_deadline(&self) -> Option<Time> {
-        match self.state {
-            QpState::ReadyToSend => self.requester.next_deadline(),
-            _ => None,
-        }
+        let congestion = self.congestion().next_deadline();
+        let answers = self.responder.next_deadline();
+        let deadlines = match self.state {
+            QpState::ReadyToSend => [self.requester.next_deadline(), congestion, answers],
+            QpState::ReadyToReceive => [None, congestion, answers],
+            QpState::Error => [None, None, answers],
+            QpState::Reset | QpState::Init => return None,
+        };
+        deadlines.into_iter().flatten().min()
     }
 
     /// Ends a send work request whose own memory may not be used, and with it the queue pair
@@ -398,6 +484,11 @@ impl QueuePair {
             self.enter_error(cx);
         }
     }
+}
+
+/// Whether a packet is of the default partition, which its membership bit does not tell.
+fn in_partition(packet: &Repr) -> bool {
+    (packet.bth.pkey ^ DEFAULT_PKEY) & 0x7fff == 0
 }
 
 /// Whether a packet answers a request of ours.

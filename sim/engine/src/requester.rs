@@ -10,13 +10,15 @@
 //! where to go back to.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use anyverbs_wire::{Aeth, AtomicEth, Ext, NakCode, Operation, Psn, Repr, Reth, Syndrome, rnr};
 
 use crate::action::{Action, Completion, Queue, Source, Target, Transmit};
+use crate::congestion::{Congestion, Control};
 use crate::memory::Memory;
-use crate::pacer::Pacer;
-use crate::qp::{Config, Context, Path, ReadyToSend, Verdict};
+use crate::pacer::{OVERHEAD, Outflow};
+use crate::qp::{Config, Context, Mtu, Path, ReadyToSend, Verdict};
 use crate::time::Time;
 use crate::timeout::Timeout;
 use crate::work::{Op, ReceiveKind, SendRequest, Status};
@@ -31,8 +33,9 @@ const READ_CHUNK: u32 = 64;
 /// Packets without a request for acknowledgement, at most.
 const ACK_INTERVAL: u32 = 64;
 
-/// Bytes of a datagram around its payload, about, for the pacer.
-const OVERHEAD: usize = 58;
+/// Time without a request for acknowledgement, at most, while packets leave: at a slow pace so many
+/// packets would take longer than the retransmit timer.
+const ACK_PERIOD: Duration = Duration::from_micros(250);
 
 #[derive(Clone, Copy, Debug)]
 struct Wqe {
@@ -66,10 +69,12 @@ pub(crate) struct Requester {
     una: Psn,
     sent_max: Psn,
     cursor: Cursor,
+    /// The most PSNs that may be unacknowledged; congestion control may allow fewer.
     window: u32,
     /// After a timeout one packet is a probe; the window opens again with the first progress.
     probing: bool,
     since_ack_request: u32,
+    ack_requested_at: Time,
     /// Ends of the READ and atomic requests that are on the wire.
     responses_due: VecDeque<Psn>,
     max_rd_atomic: usize,
@@ -79,7 +84,8 @@ pub(crate) struct Requester {
     rnr_retry: u8,
     rnr_left: u8,
     timeout: Timeout,
-    pacer: Pacer,
+    control: Control,
+    pub(crate) outflow: Outflow,
     paced_until: Option<Time>,
 }
 
@@ -96,6 +102,7 @@ impl Requester {
             window: config.window.max(1),
             probing: false,
             since_ack_request: 0,
+            ack_requested_at: Time::ZERO,
             responses_due: VecDeque::with_capacity(usize::from(u8::MAX)),
             max_rd_atomic: 0,
             gap_at: None,
@@ -103,9 +110,18 @@ impl Requester {
             rnr_retry: 0,
             rnr_left: 0,
             timeout: Timeout::new(0, 0),
-            pacer: Pacer::new(config.bytes_per_second),
+            control: config.congestion,
+            outflow: Outflow::new(
+                Congestion::new(&config.congestion, config.window, Mtu::B1024.bytes() + OVERHEAD),
+                config.bytes_per_second,
+            ),
             paced_until: None,
         }
+    }
+
+    /// The path is known: congestion control starts, for requests and for READ responses.
+    pub(crate) fn set_mtu(&mut self, mtu: Mtu) {
+        self.outflow.congestion = Congestion::new(&self.control, self.window, mtu.bytes() + OVERHEAD);
     }
 
     pub(crate) fn start(&mut self, attributes: &ReadyToSend) {
@@ -147,7 +163,7 @@ impl Requester {
             if budget == 0 {
                 return true;
             }
-            let at = match self.pacer.ready(cx.now) {
+            let at = match self.outflow.ready(cx.now) {
                 Ok(at) => at,
                 Err(later) => {
                     self.paced_until = Some(later);
@@ -158,8 +174,8 @@ impl Requester {
             if self.una == self.sent_max {
                 self.timeout.excuse(cx.now);
             }
-            let (header, payload) = self.build(cx.now, path, psn, room);
-            self.pacer.sent(at, payload.len() as usize + OVERHEAD);
+            let (header, payload) = self.build(at, path, psn, room);
+            self.outflow.sent(cx.now, at, payload.len());
             cx.actions.push(Action::Transmit(Transmit { at, header, payload }));
             self.timeout.arm_if_idle(cx.now);
         }
@@ -181,7 +197,7 @@ impl Requester {
         }
         let wqe = &self.queue[self.cursor.index];
         let psn = wqe.first.add(self.cursor.packet);
-        let window = if self.probing { 1 } else { self.window };
+        let window = if self.probing { 1 } else { self.outflow.congestion.window_packets() };
         let ahead = psn.distance(self.una).max(0) as u32;
         let room = window.checked_sub(ahead).filter(|room| *room > 0)?;
         if matches!(wqe.request.op, Op::Read { .. }) && ahead > 0 && room < self.read_chunk(wqe) {
@@ -199,10 +215,10 @@ impl Requester {
     }
 
     /// Builds the packet at the cursor and moves the cursor behind it.
-    fn build<S>(&mut self, now: Time, path: &Path, psn: Psn, room: u32) -> (Repr, Source<S>) {
+    fn build<S>(&mut self, at: Time, path: &Path, psn: Psn, room: u32) -> (Repr, Source<S>) {
         let wqe = self.queue[self.cursor.index];
         let (repr, payload, psns) = match wqe.request.op {
-            Op::Send { .. } | Op::Write { .. } => self.build_data(path, &wqe, psn, room),
+            Op::Send { .. } | Op::Write { .. } => self.build_data(at, path, &wqe, psn, room),
             Op::Read { va, rkey } => {
                 let done = self.cursor.packet * path.mtu.bytes();
                 let psns = self.read_chunk(&wqe);
@@ -231,8 +247,9 @@ impl Requester {
             self.timeout.forget_sample();
         } else {
             self.sent_max = after;
-            if repr.bth.ack_request {
-                self.timeout.sample_from(psn, now);
+            let answered = wqe.request.op.has_response() && self.outflow.congestion.wants_round_trips();
+            if repr.bth.ack_request || answered {
+                self.timeout.sample_from(psn, at);
             }
         }
         self.cursor.packet += psns;
@@ -243,7 +260,14 @@ impl Requester {
     }
 
     /// Builds a packet of a SEND or WRITE (IBA 9.5).
-    fn build_data<S>(&mut self, path: &Path, wqe: &Wqe, psn: Psn, room: u32) -> (Repr, Source<S>, u32) {
+    fn build_data<S>(
+        &mut self,
+        at: Time,
+        path: &Path,
+        wqe: &Wqe,
+        psn: Psn,
+        room: u32,
+    ) -> (Repr, Source<S>, u32) {
         let mtu = path.mtu.bytes();
         let offset = self.cursor.packet * mtu;
         let len = (wqe.request.len - offset).min(mtu);
@@ -252,10 +276,13 @@ impl Requester {
         let (operation, ext) = data_header(&wqe.request, first, last);
         let mut bth = path.bth(operation, psn, len);
         self.since_ack_request += 1;
-        bth.ack_request = last || room == 1 || self.since_ack_request >= ACK_INTERVAL;
+        let interval = self.outflow.congestion.ack_interval().unwrap_or(ACK_INTERVAL).min(ACK_INTERVAL);
+        let overdue = self.outflow.is_paced() && at - self.ack_requested_at >= ACK_PERIOD;
+        bth.ack_request = last || room == 1 || overdue || self.since_ack_request >= interval;
         bth.solicited = last && wqe.request.solicited;
         if bth.ack_request {
             self.since_ack_request = 0;
+            self.ack_requested_at = at;
         }
         let payload = match len {
             0 => Source::None,
@@ -437,11 +464,13 @@ impl Requester {
 
     /// Moves `una` forward and completes what lies before it.
     fn advance<M: Memory>(&mut self, cx: &mut Context<'_, M>, to: Psn) {
+        let packets = to.distance(self.una).max(0) as u32;
         self.una = to;
         self.probing = false;
         self.gap_at = None;
         self.rnr_left = self.rnr_retry;
-        self.timeout.progress(to, cx.now);
+        let round_trip = self.timeout.progress(to, cx.now);
+        self.outflow.congestion.on_ack(cx.now, round_trip, packets, false);
         while self.responses_due.front().is_some_and(|end| end.distance(to) <= 0) {
             self.responses_due.pop_front();
         }
@@ -482,6 +511,7 @@ impl Requester {
     fn go_back_once<M: Memory>(&mut self, cx: &mut Context<'_, M>) {
         if self.gap_at != Some(self.una) {
             self.gap_at = Some(self.una);
+            self.outflow.congestion.on_loss(cx.now);
             self.go_back(cx);
             self.timeout.arm(cx.now);
         }
@@ -516,6 +546,7 @@ impl Requester {
             }
             self.probing = true;
             self.gap_at = None;
+            self.outflow.congestion.on_timeout(cx.now);
             self.go_back(cx);
         }
         Verdict::Alive

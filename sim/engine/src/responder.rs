@@ -6,7 +6,9 @@ use anyverbs_wire::{Aeth, AtomicEth, Ext, NakCode, Operation, Psn, Repr, Reth, S
 
 use crate::action::{Action, Completion, Queue, Source, Target, Transmit};
 use crate::memory::{Memory, Need, Receive};
+use crate::pacer::Outflow;
 use crate::qp::{Context, Mtu, Path, ReadyToReceive, Verdict};
+use crate::time::Time;
 use crate::work::{ReceiveKind, Status};
 
 /// The longest message, in bytes (IBA 9.7.2).
@@ -78,6 +80,10 @@ pub(crate) struct Responder {
     replies: VecDeque<Reply>,
     ack_due: bool,
     resources: VecDeque<Resource>,
+    /// A READ response waits for its time, and everything behind it.
+    paced_until: Option<Time>,
+    /// When the last answer leaves: none overtakes it.
+    last_at: Time,
 }
 
 impl Default for Responder {
@@ -92,6 +98,8 @@ impl Default for Responder {
             replies: VecDeque::new(),
             ack_due: false,
             resources: VecDeque::new(),
+            paced_until: None,
+            last_at: Time::ZERO,
         }
     }
 }
@@ -103,15 +111,24 @@ impl Responder {
             epsn: attributes.rq_psn,
             min_rnr_timer: attributes.min_rnr_timer,
             max_resources,
-            // Twice the resources: as many duplicates may wait, and one NAK.
-            replies: VecDeque::with_capacity(2 * max_resources + 1),
+            // Twice as many duplicates may wait, and one NAK.
+            replies: VecDeque::with_capacity(3 * max_resources + 1),
             resources: VecDeque::with_capacity(max_resources),
             ..Responder::default()
         }
     }
 
     pub(crate) fn wants_transmit(&self) -> bool {
-        self.ack_due || !self.replies.is_empty()
+        self.paced_until.is_none() && (self.ack_due || !self.replies.is_empty())
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Time> {
+        self.paced_until
+    }
+
+    /// Looks at the pace again: it may have risen.
+    pub(crate) fn on_timer(&mut self) {
+        self.paced_until = None;
     }
 
     // ---- Requests ---------------------------------------------------------------------------
@@ -425,8 +442,10 @@ impl Responder {
         &mut self,
         cx: &mut Context<'_, M>,
         path: &Path,
+        outflow: &mut Outflow,
         mut budget: usize,
     ) -> (Verdict, bool) {
+        self.paced_until = None;
         while let Some(reply) = self.replies.front().copied() {
             if budget == 0 {
                 return (Verdict::Alive, true);
@@ -434,7 +453,10 @@ impl Responder {
             budget -= 1;
             match reply {
                 Reply::Read { reth, first, sent, again } => {
-                    if !self.read_response(cx, path, reth, first, sent) {
+                    if !self.is_time(cx.now, outflow) {
+                        return (Verdict::Alive, false);
+                    }
+                    if !self.read_response(cx, path, outflow, reth, first, sent) {
                         cx.counters.resp_remote_access_errors += 1;
                         let syndrome = Syndrome::Nak(NakCode::RemoteAccess);
                         self.replies.pop_front();
@@ -450,21 +472,30 @@ impl Responder {
                 Reply::Atomic { psn, value, .. } => {
                     self.replies.pop_front();
                     let ext = Ext::AtomicAck(self.ack(), value);
-                    emit(cx, path, Operation::AtomicAcknowledge, psn, ext, Source::None);
+                    self.emit(cx, path, Operation::AtomicAcknowledge, psn, ext, Source::None);
                 }
                 Reply::Nak { psn, syndrome } => {
                     self.replies.pop_front();
                     let ext = Ext::Aeth(Aeth { syndrome, msn: self.msn });
-                    emit(cx, path, Operation::Acknowledge, psn, ext, Source::None);
+                    self.emit(cx, path, Operation::Acknowledge, psn, ext, Source::None);
                 }
             }
         }
         if self.ack_due {
             self.ack_due = false;
             let ext = Ext::Aeth(self.ack());
-            emit(cx, path, Operation::Acknowledge, self.epsn.sub(1), ext, Source::None);
+            self.emit(cx, path, Operation::Acknowledge, self.epsn.sub(1), ext, Source::None);
         }
         (Verdict::Alive, false)
+    }
+
+    /// Whether the pace allows another packet of a READ response, and since when if so.
+    fn is_time(&mut self, now: Time, outflow: &Outflow) -> bool {
+        match outflow.ready(now) {
+            Ok(at) => self.last_at = self.last_at.max(at),
+            Err(later) => self.paced_until = Some(later),
+        }
+        self.paced_until.is_none()
     }
 
     /// Emits the next packet of a READ response; false if the memory may no longer be read.
@@ -472,6 +503,7 @@ impl Responder {
         &mut self,
         cx: &mut Context<'_, M>,
         path: &Path,
+        outflow: &mut Outflow,
         reth: Reth,
         first: Psn,
         sent: u32,
@@ -497,13 +529,30 @@ impl Responder {
             (false, false) => (O::ReadResponseMiddle, Ext::None),
             (false, true) => (O::ReadResponseLast, Ext::Aeth(self.ack())),
         };
-        emit(cx, path, operation, psn, ext, payload);
+        outflow.sent(cx.now, self.last_at, payload.len());
+        self.emit(cx, path, operation, psn, ext, payload);
         if last {
             self.replies.pop_front();
         } else if let Some(Reply::Read { sent, .. }) = self.replies.front_mut() {
             *sent += 1;
         }
         true
+    }
+
+    /// Emits an answer, behind those before it.
+    fn emit<M: Memory>(
+        &mut self,
+        cx: &mut Context<'_, M>,
+        path: &Path,
+        operation: Operation,
+        psn: Psn,
+        ext: Ext,
+        payload: Source<M::Span>,
+    ) {
+        let bth = path.bth(operation, psn, payload.len());
+        let header = Repr { bth, xrc_srqn: None, ext };
+        self.last_at = self.last_at.max(cx.now);
+        cx.actions.push(Action::Transmit(Transmit { at: self.last_at, header, payload }));
     }
 
     fn ack(&self) -> Aeth {
@@ -554,17 +603,4 @@ fn check_length(mtu: Mtu, piece: &Piece) -> Result<(), Refusal> {
         (false, true) => fits && piece.payload > 0,
     };
     right.then_some(()).ok_or(Refusal::Nak(NakCode::InvalidRequest))
-}
-
-fn emit<M: Memory>(
-    cx: &mut Context<'_, M>,
-    path: &Path,
-    operation: Operation,
-    psn: Psn,
-    ext: Ext,
-    payload: Source<M::Span>,
-) {
-    let bth = path.bth(operation, psn, payload.len());
-    let header = Repr { bth, xrc_srqn: None, ext };
-    cx.actions.push(Action::Transmit(Transmit { at: cx.now, header, payload }));
 }

@@ -49,20 +49,18 @@ impl Timeout {
     }
 
     /// A packet that asks for an acknowledgement leaves for the first time.
-    pub(crate) fn sample_from(&mut self, psn: Psn, now: Time) {
-        self.sample.get_or_insert((psn, now));
+    pub(crate) fn sample_from(&mut self, psn: Psn, at: Time) {
+        self.sample.get_or_insert((psn, at));
     }
 
-    /// Everything before `una` is acknowledged, and something of it is so newly.
-    pub(crate) fn progress(&mut self, una: Psn, now: Time) {
+    /// Everything before `una` is acknowledged, and something of it is so newly. Returns the round
+    /// trip if one was measured.
+    pub(crate) fn progress(&mut self, una: Psn, now: Time) -> Option<Duration> {
         self.last_progress = now;
         self.backoff = 0;
-        if let Some((psn, sent)) = self.sample
-            && una.distance(psn) > 0
-        {
-            self.sample = None;
-            self.measure(now - sent);
-        }
+        let (_, sent) = self.sample.take_if(|(psn, _)| una.distance(*psn) > 0)?;
+        self.measure(now - sent);
+        Some(now - sent)
     }
 
     /// Packets are sent again: their acknowledgements say nothing about time (Karn's rule).

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use anyverbs_engine::Mtu;
+use anyverbs_engine::congestion::Control;
 
 use crate::link::LinkInfo;
 use crate::work::{INLINE_MAX, SGE_MAX};
@@ -23,11 +24,21 @@ pub struct NicConfig {
     pub max_cqe: u32,
     /// Packets that a queue pair may have unacknowledged.
     pub window: u32,
+    /// How queue pairs adapt to the network, within that window.
+    pub congestion: Control,
 }
 
 impl Default for NicConfig {
     fn default() -> Self {
-        NicConfig { seed: None, max_qp: 4096, max_mr: 16384, max_qp_wr: 16384, max_cqe: 1 << 20, window: 256 }
+        NicConfig {
+            seed: None,
+            max_qp: 4096,
+            max_mr: 16384,
+            max_qp_wr: 16384,
+            max_cqe: 1 << 20,
+            window: 256,
+            congestion: Control::Static,
+        }
     }
 }
 

@@ -45,6 +45,8 @@ pub(crate) struct Core {
     rx: RxBatch,
     pub(crate) actions: Vec<Action<Span>>,
     datagram_max: usize,
+    /// Datagrams arrived in the last pass.
+    heard: bool,
     /// Entries were written to completion queues since this was last looked at.
     pub(crate) completed: bool,
     /// The link broke, and how: nothing arrives any more.
@@ -74,6 +76,7 @@ impl Core {
             rx: RxBatch::with_capacity(RX_BYTES, RX_DATAGRAMS),
             actions: Vec::with_capacity(TX_DATAGRAMS),
             datagram_max,
+            heard: false,
             completed: false,
             broken: None,
         })
@@ -93,6 +96,11 @@ impl Core {
             self.send(now);
         }
         self.take_completed()
+    }
+
+    /// Whether datagrams arrived in the last pass.
+    pub(crate) fn heard(&self) -> bool {
+        self.heard
     }
 
     /// Whether entries were written to completion queues since this was last asked.
@@ -232,6 +240,7 @@ impl Core {
     // ---- In ---------------------------------------------------------------------------------
 
     fn receive(&mut self, now: Time) {
+        self.heard = false;
         if self.broken.is_some() {
             return;
         }
@@ -242,6 +251,7 @@ impl Core {
         }
         // The batch leaves `self` for the loop, so that a datagram and the rest can be borrowed.
         let rx = std::mem::replace(&mut self.rx, RxBatch::with_capacity(0, 0));
+        self.heard = !rx.entries().is_empty();
         for entry in rx.entries() {
             self.on_datagram(entry, &rx.bytes()[entry.range()], now);
         }
@@ -274,7 +284,7 @@ impl Core {
         let payload = packet.payload();
         let len = payload.len() as u32;
         Self::with_engine(qp, &mut self.actions, &mut self.counters, &self.regions, now, |engine, cx| {
-            engine.on_packet(cx, &repr, len);
+            engine.on_packet(cx, &repr, len, entry.ecn);
         });
         self.carry_out(qpn, now, payload);
     }

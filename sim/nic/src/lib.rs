@@ -32,7 +32,7 @@ mod token;
 mod transmit;
 mod work;
 
-pub use anyverbs_engine::{Counters, Mtu, QpState, Time};
+pub use anyverbs_engine::{Counters, Mtu, QpState, Time, congestion};
 pub use anyverbs_memory::{Access, Block};
 pub use attributes::{DeviceAttributes, NicConfig};
 pub use completion::{Cq, Cqe, WcOpcode, WcStatus};

@@ -1,10 +1,12 @@
 //! The device.
 
+use std::cell::Cell;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::thread::JoinHandle;
 
+use anyverbs_engine::congestion::Control;
 use anyverbs_engine::{Counters, Time};
 use crossbeam_queue::ArrayQueue;
 use rand_chacha::ChaCha20Rng;
@@ -28,6 +30,7 @@ pub(crate) struct Shared {
     link: LinkInfo,
     attributes: DeviceAttributes,
     window: u32,
+    congestion: Control,
     next_pd: AtomicU32,
     /// When a program last polled or posted, in nanoseconds.
     last_poll: AtomicU64,
@@ -47,6 +50,17 @@ impl Shared {
     /// One pass of progress, if the token is free.
     pub(crate) fn progress(&self) -> bool {
         self.work(|core| core.pass(|| self.doorbells.pop()))
+    }
+
+    /// As [`progress`](Shared::progress), for a program that polls: says whether something arrived.
+    pub(crate) fn listen(&self) -> bool {
+        let heard = Cell::new(false);
+        self.work(|core| {
+            let completed = core.pass(|| self.doorbells.pop());
+            heard.set(heard.get() || core.heard());
+            completed
+        });
+        heard.get()
     }
 
     /// Sends what was posted, if the token is free; its holder does it otherwise.
@@ -175,6 +189,7 @@ impl Nic {
             link: info,
             attributes,
             window: config.window,
+            congestion: config.congestion,
             next_pd: AtomicU32::new(1),
             waiting: AtomicU32::new(0),
             sleepers: AtomicU32::new(0),
@@ -270,6 +285,10 @@ impl Nic {
         self.shared().window
     }
 
+    pub(crate) fn congestion(&self) -> Control {
+        self.shared().congestion
+    }
+
     /// Does something with the token held, for set-up and teardown.
     pub(crate) fn control<R>(&self, f: impl FnOnce(&mut Core) -> R) -> R {
         let result = f(&mut self.shared().token.lock());
@@ -285,6 +304,11 @@ impl Nic {
             shared.progress();
         }
         shared.send_posted();
+    }
+
+    /// Makes progress for a program that polls; says whether something arrived.
+    pub(crate) fn listen(&self) -> bool {
+        self.shared().listen()
     }
 
     pub(crate) fn note_poll(&self) {

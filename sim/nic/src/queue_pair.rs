@@ -130,8 +130,12 @@ impl Qp {
             ring(init.max_send_wr).map_err(NicError::system("allocating a send queue"))?;
         let (rq, rq_consumer) =
             ring(init.max_recv_wr).map_err(NicError::system("allocating a receive queue"))?;
-        let config =
-            Config { max_send_wr: init.max_send_wr as usize, window: nic.window(), bytes_per_second: None };
+        let config = Config {
+            max_send_wr: init.max_send_wr as usize,
+            window: nic.window(),
+            congestion: nic.congestion(),
+            ..Config::default()
+        };
         let made = nic.control(|core| {
             let Core { qps, rng, .. } = core;
             let initial_psn = rng.next_u32() & 0x00ff_ffff;

@@ -33,7 +33,11 @@ pub(crate) fn run(shared: &Shared) {
             pause = (pause * 2).min(PAUSE_MAX);
         } else {
             pause = GRACE;
-            shared.progress();
+            if !shared.progress() {
+                // A thread of the program is at it; it may need this processor to go on.
+                stand_down(shared, Some(GRACE));
+                continue;
+            }
             shared.sleep(None, || {
                 shared.stop.load(Ordering::SeqCst) || shared.waiting.load(Ordering::SeqCst) > 0
             });

@@ -95,7 +95,7 @@ impl Core {
         let payload_len = transmit.payload.len() as usize;
         let pad_at = payload_at + payload_len;
         let icrc_at = pad_at + usize::from(header.bth.pad);
-        let Some(datagram) = tx.push(peer, qp.source_port, 0, icrc_at + ICRC) else {
+        let Some(datagram) = tx.push(peer, qp.source_port, qp.engine.ecn(), icrc_at + ICRC) else {
             // Room was made before the engine was asked; if there is none, the packet is lost.
             return Ok(());
         };

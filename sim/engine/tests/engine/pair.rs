@@ -282,7 +282,7 @@ impl Pair {
         let mut actions = std::mem::take(&mut self.actions);
         let Side { qp, memory, counters, .. } = &mut self.sides[side];
         let mut cx = Context { now: self.now, memory, actions: &mut actions, counters };
-        qp.on_packet(&mut cx, &repr, payload.len() as u32);
+        qp.on_packet(&mut cx, &repr, payload.len() as u32, 0);
         self.carry_out(side, &actions, payload);
         actions.clear();
         self.actions = actions;
