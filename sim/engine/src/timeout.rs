@@ -119,8 +119,11 @@ impl Timeout {
         fired
     }
 
-    /// Whether nothing has moved for so long that the queue pair has to give up.
+    /// Whether nothing has moved for so long, and after so many tries, that the queue pair has to
+    /// give up. Time alone does not count: a process that was stopped for long has tried nothing.
     pub(crate) fn exhausted(&self, now: Time) -> bool {
-        self.ceiling.is_some_and(|ceiling| now - self.last_progress >= ceiling * (self.retry_cnt + 1))
+        let tried = self.backoff > self.retry_cnt;
+        tried
+            && self.ceiling.is_some_and(|ceiling| now - self.last_progress >= ceiling * (self.retry_cnt + 1))
     }
 }

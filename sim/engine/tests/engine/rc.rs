@@ -164,6 +164,20 @@ fn a_silent_peer_ends_in_retry_exceeded_within_the_attributes_time() {
 }
 
 #[test]
+fn a_process_that_was_stopped_for_long_tries_before_it_gives_up() {
+    let mut pair = Pair::new(0, 1);
+    pair.drop_if = Some(Box::new(move |side, _| side == 0));
+    pair.post(0, SEND, pattern(1, 10));
+    pair.post_receive(0, 10);
+    pair.with_context(0, |qp, cx| qp.transmit(cx));
+    // Nobody ran for longer than all retries take; then the peer can be reached again.
+    pair.now = pair.now + std::time::Duration::from_secs(60);
+    pair.drop_if = None;
+    pair.drive();
+    assert_eq!(pair.completed(0, Queue::Send), ok(0..1));
+}
+
+#[test]
 fn refused_requests_end_both_queue_pairs_with_the_right_statuses() {
     let write = |va, rkey| Op::Write { va, rkey, imm: None };
     for (op, data, status, peer) in [
