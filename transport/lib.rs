@@ -170,3 +170,8 @@ mod tests {
         shared::<PostError<Request>>();
     }
 }
+
+/// The README's examples compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;
