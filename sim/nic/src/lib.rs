@@ -34,6 +34,7 @@ mod work;
 
 pub use anyverbs_engine::{Counters, Mtu, QpState, Time, congestion};
 pub use anyverbs_memory::{Access, Block};
+pub use anyverbs_wire::rnr;
 pub use attributes::{DeviceAttributes, NicConfig};
 pub use completion::{Cq, Cqe, WcOpcode, WcStatus};
 pub use error::{NicError, PostError, PostReason};
