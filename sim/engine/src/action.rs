@@ -1,6 +1,6 @@
 //! What the engine asks of whoever drives it.
 
-use anyverbs_wire::Repr;
+use anyverbs_wire::{Qpn, Repr};
 
 use crate::time::Time;
 use crate::work::{ReceiveKind, Status};
@@ -21,6 +21,30 @@ pub enum Action<S> {
         /// Where it goes.
         to: Target<S>,
     },
+    /// Store eight bytes of the payload by one atomic store (ATOMIC WRITE).
+    PlaceAtomic {
+        /// Where they start in the datagram's payload.
+        from: u32,
+        /// Where they go: eight aligned bytes.
+        to: S,
+    },
+    /// Fill in the 40 bytes at the front of a receive work request that hold the global routing
+    /// header, or the IP header, of the datagram that is being handled (UD; IBA 11.4.1.2).
+    PlaceGrh {
+        /// The receive work request.
+        slot: u64,
+    },
+    /// Keep a copy of the datagram's payload in a buffer that [`Memory::hold`](crate::Memory::hold)
+    /// gave: it came early.
+    Hold {
+        /// The buffer.
+        buffer: u32,
+    },
+    /// A buffer with a kept payload is not needed any more.
+    Release {
+        /// The buffer.
+        buffer: u32,
+    },
     /// Store the eight bytes that an atomic operation returned, in the machine's byte order.
     PlaceValue {
         /// The value that the remote memory held before.
@@ -30,6 +54,22 @@ pub enum Action<S> {
     },
     /// A work request is done with.
     Complete(Completion),
+    /// Something that the program may want to know.
+    Event(Event),
+}
+
+/// What is told beside completions (`ibv_event_type`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// The first packet of the peer arrived before the queue pair was ready to send
+    /// (`IBV_EVENT_COMM_EST`).
+    CommunicationEstablished,
+    /// The send queue is drained: what had begun has ended (`IBV_EVENT_SQ_DRAINED`).
+    SendQueueDrained,
+    /// A request of the peer was invalid, and ended the queue pair (`IBV_EVENT_QP_REQ_ERR`).
+    RequestError,
+    /// The peer touched what it may not touch, which ended the queue pair (`IBV_EVENT_QP_ACCESS_ERR`).
+    AccessError,
 }
 
 /// A datagram to send.
@@ -48,7 +88,8 @@ pub struct Transmit<S> {
 pub enum Source<S> {
     /// There is none.
     None,
-    /// In the memory that a send work request names.
+    /// In the memory that a send work request names. Datagrams (UD) always come from one, which also
+    /// says where they go; others only if they have a payload.
     Send {
         /// The work request.
         slot: u64,
@@ -131,4 +172,8 @@ pub struct Completion {
     pub imm: Option<u32>,
     /// The sender asked for a solicited event.
     pub solicited: bool,
+    /// The key that was invalidated with it.
+    pub invalidated: Option<u32>,
+    /// UD: the queue pair that it came from. `len` then counts the 40 bytes in front of the message.
+    pub source: Option<Qpn>,
 }

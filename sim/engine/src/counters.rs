@@ -30,7 +30,7 @@ counters! {
     send_rnr_err,
     /// Sequence error NAKs received.
     rcvd_seq_err,
-    /// Times that the requester went back to an earlier packet.
+    /// Times that the requester went back to an earlier packet, or sent one again by itself.
     completer_retry_err,
     /// Work requests that failed since the peer did not answer.
     retry_exceeded_err,
@@ -38,9 +38,13 @@ counters! {
     retry_rnr_exceeded_err,
     /// Timeouts of the requester.
     local_ack_timeout_err,
-    /// Requests refused with NAK invalid request.
+    /// Early requests that were kept until those before them had come.
+    rx_kept_early,
+    /// Messages that did not fit into the receive work request.
     resp_local_length_error,
-    /// Requests refused with NAK remote access error.
+    /// Requests that were malformed, out of place, or not allowed on their queue pair.
+    resp_remote_invalid_requests,
+    /// Requests that touched memory that they may not touch.
     resp_remote_access_errors,
     /// NAKs received that end the queue pair.
     req_remote_errors,
@@ -54,8 +58,16 @@ counters! {
     rx_unknown_qp,
     /// Datagrams dropped: not from the address that the queue pair is connected to.
     rx_wrong_source,
-    /// Datagrams dropped: of another service or partition, or in a state that does not receive.
+    /// Packets dropped: the queue pair is of another type, or does not know the operation.
+    rx_wrong_service,
+    /// Packets dropped: in a state, or a direction, that does not receive them.
     rx_out_of_state,
+    /// Packets dropped: of another partition.
+    bad_pkey_cntr,
+    /// Datagrams (UD) dropped: the Q_Key is wrong.
+    qkey_viol_cntr,
+    /// Messages of unreliable queue pairs dropped: no receive work request was posted.
+    out_of_buffer,
     /// Data packets received that the network had marked (ECN).
     np_ecn_marked_roce_packets,
     /// Congestion notification packets sent.

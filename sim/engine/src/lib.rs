@@ -7,9 +7,19 @@
 //! ```text
 //!   post_send ---.                          .--> Transmit { at, header, payload }
 //!   on_packet ---+--> QueuePair (+ Memory) -+--> Place    { datagram range -> target }
-//!   on_timer  ---+                          '--> Complete { work request, status }
-//!   transmit  ---'      next_deadline() says when on_timer is due
+//!   on_early  ---+                          +--> Hold     { datagram -> buffer }
+//!   on_timer  ---+                          +--> Complete { work request, status }
+//!   transmit  ---'                          '--> Event
+//!                    next_deadline() says when on_timer is due
 //! ```
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `qp` | types, states and transitions of queue pairs, and the checks that admit a packet |
+//! | `reliable` | RC and XRC: requester and responder, what comes early, what is sent again |
+//! | `unreliable` | UC and UD |
+//! | [`congestion`] | how fast a queue pair may send |
+//! | [`cm`] | how queue pairs find each other: the connection manager |
 //!
 //! The order of actions is meaning, and whoever carries them out keeps it: what arrived is *placed*
 //! before it is acknowledged, and the requester *completes* only what was acknowledged.
@@ -25,15 +35,18 @@ mod counters;
 mod memory;
 mod pacer;
 mod qp;
-mod requester;
-mod responder;
+mod reliable;
+mod segment;
 mod time;
-mod timeout;
+mod unreliable;
 mod work;
 
-pub use action::{Action, Completion, Queue, Source, Target, Transmit};
+pub use action::{Action, Completion, Event, Queue, Source, Target, Transmit};
 pub use counters::Counters;
 pub use memory::{Denied, Memory, Need, Receive};
-pub use qp::{Config, Context, Mtu, QpState, QueuePair, ReadyToReceive, ReadyToSend};
+pub use qp::{
+    Config, Context, Early, MESSAGE_MAX, Mtu, QpState, QpType, QueuePair, ReadyToReceive, ReadyToSend,
+    Recovery,
+};
 pub use time::Time;
-pub use work::{Op, ReceiveKind, SendRequest, Status};
+pub use work::{Destination, Op, ReceiveKind, SendRequest, Status};

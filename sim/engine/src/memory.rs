@@ -1,9 +1,11 @@
 //! What the engine must know about memory, and asks its owner.
 
+use anyverbs_wire::{Feth, Qpn};
+
 /// The right that a remote operation needs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Need {
-    /// RDMA WRITE.
+    /// RDMA WRITE and ATOMIC WRITE.
     RemoteWrite,
     /// RDMA READ.
     RemoteRead,
@@ -28,6 +30,8 @@ pub enum Receive {
     },
     /// The queue is empty.
     Empty,
+    /// There is no such shared receive queue, or the queue pair may not use it.
+    Unknown,
 }
 
 /// The owner of memory and of the receive queue, as the engine sees it. All calls are synchronous.
@@ -55,6 +59,38 @@ pub trait Memory {
     /// [`Denied`] when the span is no longer valid.
     fn compare_swap(&mut self, span: Self::Span, compare: u64, swap: u64) -> Result<u64, Denied>;
 
-    /// Takes the next receive work request off the queue.
-    fn take_receive(&mut self) -> Receive;
+    /// Makes everything that was placed so far visible, or persistent, as `feth` says: for `len` bytes
+    /// at `va`, or for the whole region that `rkey` names. By default nothing can be flushed.
+    ///
+    /// # Errors
+    /// [`Denied`] if the memory may not be touched, or does not have that property.
+    fn flush(&mut self, rkey: u32, va: u64, len: u32, feth: Feth) -> Result<(), Denied> {
+        let _ = (rkey, va, len, feth);
+        Err(Denied)
+    }
+
+    /// Invalidates a key, by the peer's wish (SEND with invalidate). By default none can be.
+    ///
+    /// # Errors
+    /// [`Denied`] if there is no such key, or peers may not invalidate it.
+    fn invalidate(&mut self, rkey: u32) -> Result<(), Denied> {
+        let _ = rkey;
+        Err(Denied)
+    }
+
+    /// Takes the next receive work request off the queue: that of the queue pair, or the shared one
+    /// with this number (XRC).
+    fn take_receive(&mut self, shared: Option<Qpn>) -> Receive;
+
+    /// How many receive work requests wait in the queue, to tell the peer (IBA 9.7.7.2); `None` if
+    /// the queue is shared, and the number says nothing; that is the default.
+    fn receives_posted(&self) -> Option<u32> {
+        None
+    }
+
+    /// Reserves a buffer for the payload of one packet that came early, at most a path MTU. `None` if
+    /// there is none, as by default: then the packet is dropped, and asked for again.
+    fn hold(&mut self) -> Option<u32> {
+        None
+    }
 }

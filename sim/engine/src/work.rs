@@ -1,5 +1,7 @@
 //! Work requests and how they end.
 
+use anyverbs_wire::{Feth, Qpn};
+
 /// A send work request, as far as the engine needs to know it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SendRequest {
@@ -7,7 +9,8 @@ pub struct SendRequest {
     pub slot: u64,
     /// What to do.
     pub op: Op,
-    /// Bytes to transfer. Eight for atomics.
+    /// Bytes to transfer, at most 2^31 (IBA 9.7.2). Eight for atomics and ATOMIC WRITE; for a FLUSH the
+    /// bytes that it is about.
     pub len: u32,
     /// Write a completion queue entry even on success.
     pub signaled: bool,
@@ -15,6 +18,33 @@ pub struct SendRequest {
     pub solicited: bool,
     /// Wait for all earlier READs and atomics first (IBA 10.8.3.3).
     pub fence: bool,
+    /// Whom it is for.
+    pub destination: Destination,
+}
+
+impl SendRequest {
+    /// A signalled request for the peer of the queue pair, without flags.
+    pub const fn new(slot: u64, op: Op, len: u32) -> Self {
+        let destination = Destination::Connected;
+        SendRequest { slot, op, len, signaled: true, solicited: false, fence: false, destination }
+    }
+}
+
+/// Whom a send work request is for, where the queue pair alone does not say it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Destination {
+    /// RC, UC: the peer of the queue pair.
+    #[default]
+    Connected,
+    /// UD: a queue pair at the address that the work request names.
+    Datagram {
+        /// Its number.
+        qpn: Qpn,
+        /// The key that it admits.
+        qkey: u32,
+    },
+    /// XRC: a shared receive queue of the peer.
+    SharedReceive(Qpn),
 }
 
 /// The operation of a send work request.
@@ -24,6 +54,11 @@ pub enum Op {
     Send {
         /// Immediate data.
         imm: Option<u32>,
+    },
+    /// SEND with invalidate.
+    SendInvalidate {
+        /// The peer's key that becomes invalid when the message is complete.
+        rkey: u32,
     },
     /// RDMA WRITE, with immediate data or without.
     Write {
@@ -61,12 +96,35 @@ pub enum Op {
         /// What replaces them.
         swap: u64,
     },
+    /// Wait until what was written before is where it has to be (IBA A19.4).
+    Flush {
+        /// Where, in the peer's terms.
+        va: u64,
+        /// The peer's key.
+        rkey: u32,
+        /// How far, and over what.
+        feth: Feth,
+    },
+    /// Write eight bytes that are seen whole or not at all (IBA A19.5).
+    AtomicWrite {
+        /// Where to, in the peer's terms; a multiple of eight.
+        va: u64,
+        /// The peer's key.
+        rkey: u32,
+    },
 }
 
 impl Op {
-    /// Whether the peer answers with data, so that an ACK alone does not complete it.
+    /// Whether the peer answers it by a packet of its own, so that an ACK alone does not complete it.
     pub(crate) fn has_response(&self) -> bool {
-        matches!(self, Op::Read { .. } | Op::FetchAdd { .. } | Op::CompareSwap { .. })
+        use Op::*;
+        matches!(self, Read { .. } | FetchAdd { .. } | CompareSwap { .. } | Flush { .. } | AtomicWrite { .. })
+    }
+
+    /// Whether it takes a receive work request of the peer.
+    pub(crate) fn consumes_receive(&self) -> bool {
+        use Op::*;
+        matches!(self, Send { .. } | SendInvalidate { .. } | Write { imm: Some(_), .. })
     }
 }
 
@@ -84,7 +142,7 @@ pub enum ReceiveKind {
 pub enum Status {
     /// It was done.
     Success,
-    /// The message does not fit into the receive work request.
+    /// The message does not fit into the receive work request, or a datagram not into a packet.
     LocalLengthError,
     /// The memory that the work request itself names may not be used.
     LocalProtectionError,

@@ -71,11 +71,20 @@ impl Block {
         Self::allocate(len, Sharing::ReadOnly)
     }
 
+    /// Allocates `len` bytes of zeroes that no other process can map.
+    ///
+    /// They take no file descriptor, of which a process may have a thousand or so: what there is two of for
+    /// each queue pair has to be of this kind.
+    ///
+    /// # Errors
+    /// As [`Block::new`].
+    pub fn new_anonymous(len: usize) -> io::Result<Block> {
+        check_len(len)?;
+        Ok(Block { base: map(len, None)?, len, id: next_id(), fd: None })
+    }
+
     fn allocate(len: usize, sharing: Sharing) -> io::Result<Block> {
-        if len == 0 || len > isize::MAX as usize {
-            let reason = "a block of no or too many bytes";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
-        }
+        check_len(len)?;
         let (base, fd) = match memory_file(len) {
             Ok(fd) => {
                 let base = map(len, Some(fd.as_fd()))?;
@@ -239,6 +248,14 @@ impl std::fmt::Debug for Block {
     }
 }
 
+fn check_len(len: usize) -> io::Result<()> {
+    if len == 0 || len > isize::MAX as usize {
+        let reason = "a block of no or too many bytes";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+    }
+    Ok(())
+}
+
 fn next_id() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
@@ -271,7 +288,8 @@ fn map(len: usize, fd: Option<BorrowedFd<'_>>) -> Result<NonNull<u8>, Errno> {
     let base = unsafe {
         match fd {
             Some(fd) => rustix::mm::mmap(ptr::null_mut(), len, protection, MapFlags::SHARED, fd, 0),
-            None => rustix::mm::mmap_anonymous(ptr::null_mut(), len, protection, MapFlags::SHARED),
+            // Private, since the system joins such mappings that are neighbours, and limits how many there are.
+            None => rustix::mm::mmap_anonymous(ptr::null_mut(), len, protection, MapFlags::PRIVATE),
         }
     }?;
     NonNull::new(base.cast()).ok_or(Errno::NOMEM)
@@ -296,6 +314,7 @@ mod tests {
     fn impossible_lengths_are_refused() {
         for len in [0, isize::MAX as usize + 1, usize::MAX] {
             assert_eq!(Block::new(len).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+            assert_eq!(Block::new_anonymous(len).unwrap_err().kind(), io::ErrorKind::InvalidInput);
         }
         assert!(Block::new(isize::MAX as usize / 2).is_err());
     }
@@ -415,8 +434,7 @@ mod tests {
 
     #[test]
     fn anonymous_memory_serves_as_well() {
-        let base = map(4000, None).unwrap();
-        let block = Block { base, len: 4000, id: next_id(), fd: None };
+        let block = Block::new_anonymous(4000).unwrap();
         block.write(3990, &[7; 10]).unwrap();
         assert_eq!(block.load_u64(3992), Ok(0x0707_0707_0707_0707));
         assert!(block.fd().is_none());

@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use anyverbs_engine::Mtu;
 use anyverbs_engine::congestion::Control;
+use anyverbs_engine::{Mtu, Recovery};
 
 use crate::link::LinkInfo;
 use crate::work::{INLINE_MAX, SGE_MAX};
@@ -26,6 +26,13 @@ pub struct NicConfig {
     pub window: u32,
     /// How queue pairs adapt to the network, within that window.
     pub congestion: Control,
+    /// Packets that came early which the device keeps, for all queue pairs together, each up to a path
+    /// MTU; 0: it drops them, and peers go back.
+    pub max_early: u32,
+    /// What queue pairs do about packets that their peers miss.
+    pub recovery: Recovery,
+    /// Tell peers how many receive work requests are posted (end-to-end flow control).
+    pub credits: bool,
 }
 
 impl Default for NicConfig {
@@ -38,6 +45,9 @@ impl Default for NicConfig {
             max_cqe: 1 << 20,
             window: 256,
             congestion: Control::Static,
+            max_early: 1024,
+            recovery: Recovery::Selective,
+            credits: false,
         }
     }
 }
@@ -70,9 +80,6 @@ pub struct DeviceAttributes {
 /// Outstanding READs and atomics of a queue pair.
 pub(crate) const RD_ATOMIC_MAX: u8 = 16;
 
-/// 2^22 packets of the smallest MTU, so that the PSNs of one message are never half of all PSNs.
-pub(crate) const MESSAGE_MAX: u32 = 1 << 30;
-
 /// The largest headers and trailer around a payload: BTH, AtomicETH or RETH with immediate, ICRC.
 pub(crate) const OVERHEAD_MAX: usize = 64;
 
@@ -90,7 +97,7 @@ impl DeviceAttributes {
             max_sge: SGE_MAX as u32,
             max_inline: INLINE_MAX as u32,
             max_rd_atomic: RD_ATOMIC_MAX,
-            max_message: MESSAGE_MAX,
+            max_message: anyverbs_engine::MESSAGE_MAX,
         })
     }
 }

@@ -82,6 +82,10 @@ pub enum WcOpcode {
     FetchAdd,
     /// A CMP_SWAP.
     CompSwap,
+    /// A FLUSH.
+    Flush,
+    /// An ATOMIC WRITE.
+    AtomicWrite,
     /// A receive that a SEND consumed, or that was flushed.
     Recv,
     /// A receive that a WRITE with immediate consumed.
@@ -89,12 +93,14 @@ pub enum WcOpcode {
 }
 
 impl WcOpcode {
-    const ALL: [WcOpcode; 7] = [
+    const ALL: [WcOpcode; 9] = [
         WcOpcode::Send,
         WcOpcode::RdmaWrite,
         WcOpcode::RdmaRead,
         WcOpcode::FetchAdd,
         WcOpcode::CompSwap,
+        WcOpcode::Flush,
+        WcOpcode::AtomicWrite,
         WcOpcode::Recv,
         WcOpcode::RecvRdmaWithImm,
     ];
@@ -107,6 +113,8 @@ impl WcOpcode {
             (Queue::Send, _, opcode::READ) => WcOpcode::RdmaRead,
             (Queue::Send, _, opcode::FETCH_ADD) => WcOpcode::FetchAdd,
             (Queue::Send, _, opcode::COMPARE_SWAP) => WcOpcode::CompSwap,
+            (Queue::Send, _, opcode::FLUSH | opcode::FLUSH_REGION) => WcOpcode::Flush,
+            (Queue::Send, _, opcode::ATOMIC_WRITE) => WcOpcode::AtomicWrite,
             (Queue::Send, ..) => WcOpcode::Send,
         }
     }

@@ -3,13 +3,14 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use anyverbs_engine::{Action, Context, Counters, SendRequest, Time};
+use anyverbs_engine::{Action, Context, Counters, QueuePair, Time};
 use anyverbs_memory::{RegionTable, Span};
 use anyverbs_wire::{Flow, Packet, Repr, icrc};
 use rand_chacha::ChaCha20Rng;
 
 use crate::attributes::{DeviceAttributes, NicConfig, OVERHEAD_MAX};
 use crate::error::NicError;
+use crate::held::Held;
 use crate::link::{Link, LinkError, RxBatch, RxEntry, TxBatch, Waiter};
 use crate::numbered::Numbered;
 use crate::qp::{QpCore, View};
@@ -34,6 +35,7 @@ pub(crate) struct Core {
     pub(crate) waiter: Arc<dyn Waiter>,
     pub(crate) rng: ChaCha20Rng,
     pub(crate) regions: RegionTable,
+    pub(crate) held: Held,
     pub(crate) qps: Numbered<QpCore>,
     pub(crate) counters: Counters,
     pub(crate) timers: Timers,
@@ -44,7 +46,7 @@ pub(crate) struct Core {
     pub(crate) tx: TxBatch,
     rx: RxBatch,
     pub(crate) actions: Vec<Action<Span>>,
-    datagram_max: usize,
+    pub(crate) datagram_max: usize,
     /// Datagrams arrived in the last pass.
     heard: bool,
     /// Entries were written to completion queues since this was last looked at.
@@ -67,6 +69,7 @@ impl Core {
             rng,
             regions: RegionTable::new(config.max_mr)
                 .map_err(NicError::system("allocating the region table"))?,
+            held: Held::new(config.max_early),
             qps: Numbered::new(config.max_qp),
             counters: Counters::default(),
             timers: Timers::default(),
@@ -140,43 +143,29 @@ impl Core {
         let Some(qp) = self.qps.get_mut(qpn) else { return };
         // Before the queue is read: what is posted from here on rings again.
         qp.shared.answer_doorbell();
-        while let Some((slot, wqe)) = qp.sq.take() {
-            let request = wqe.request(slot);
-            Self::post(qp, &mut self.actions, &mut self.counters, &self.regions, now, request);
+        while let Some((slot, wqe)) = self.qps.get_mut(qpn).and_then(|qp| qp.sq.take()) {
+            self.engine(qpn, now, |engine, cx| {
+                let posted = engine.post_send(cx, wqe.request(slot));
+                debug_assert!(posted, "the ring holds no more than the engine, and checks the state");
+            });
         }
-        let Some(qp) = self.qps.get_mut(qpn) else { return };
-        Self::with_engine(qp, &mut self.actions, &mut self.counters, &self.regions, now, |engine, cx| {
-            engine.flush_receives(cx);
-        });
+        self.engine(qpn, now, |engine, cx| engine.flush_receives(cx));
         self.carry_out(qpn, now, &[]);
     }
 
-    fn post(
-        qp: &mut QpCore,
-        actions: &mut Vec<Action<Span>>,
-        counters: &mut Counters,
-        regions: &RegionTable,
+    /// Calls the engine of a queue pair with everything that it needs, if there is such a queue pair.
+    #[inline]
+    pub(crate) fn engine<R>(
+        &mut self,
+        qpn: u32,
         now: Time,
-        request: SendRequest,
-    ) {
-        Self::with_engine(qp, actions, counters, regions, now, |engine, cx| {
-            let posted = engine.post_send(cx, request);
-            debug_assert!(posted, "the ring holds no more than the engine, and checks the state");
-        });
-    }
-
-    /// Calls the engine of a queue pair with everything that it needs.
-    pub(crate) fn with_engine<R>(
-        qp: &mut QpCore,
-        actions: &mut Vec<Action<Span>>,
-        counters: &mut Counters,
-        regions: &RegionTable,
-        now: Time,
-        call: impl FnOnce(&mut anyverbs_engine::QueuePair, &mut Context<'_, View<'_>>) -> R,
-    ) -> R {
-        let mut view = View { regions, pd: qp.pd, access: qp.access, rq: &mut qp.rq };
+        call: impl FnOnce(&mut QueuePair, &mut Context<'_, View<'_>>) -> R,
+    ) -> Option<R> {
+        let Core { qps, regions, held, actions, counters, .. } = self;
+        let qp = qps.get_mut(qpn)?;
+        let mut view = View { regions, held, pd: qp.pd, access: qp.access, rq: &mut qp.rq };
         let mut cx = Context { now, memory: &mut view, actions, counters };
-        call(&mut qp.engine, &mut cx)
+        Some(call(&mut qp.engine, &mut cx))
     }
 
     /// Lets queue pairs send in turn, until nobody has anything or the link takes no more.
@@ -189,14 +178,7 @@ impl Core {
             }
             let Some(qp) = self.qps.get_mut(qpn) else { continue };
             qp.ready = false;
-            let more = Self::with_engine(
-                qp,
-                &mut self.actions,
-                &mut self.counters,
-                &self.regions,
-                now,
-                |engine, cx| engine.transmit(cx),
-            );
+            let more = self.engine(qpn, now, |engine, cx| engine.transmit(cx)).unwrap_or(false);
             self.carry_out_all(qpn, now, &[]);
             // What its window or a timer holds back waits for an event, not for its next turn.
             self.set_ready(qpn, more);
@@ -230,11 +212,15 @@ impl Core {
     /// Moves a queue pair to the error state.
     pub(crate) fn enter_error(&mut self, qpn: u32) {
         let now = self.waiter.now();
-        let Some(qp) = self.qps.get_mut(qpn) else { return };
-        Self::with_engine(qp, &mut self.actions, &mut self.counters, &self.regions, now, |engine, cx| {
-            engine.enter_error(cx);
-        });
+        self.engine(qpn, now, |engine, cx| engine.enter_error(cx));
         self.carry_out(qpn, now, &[]);
+    }
+
+    /// Moves the engine of a queue pair to the Reset state, and gives back what it held.
+    pub(crate) fn reset(&mut self, qpn: u32) {
+        let now = self.waiter.now();
+        self.engine(qpn, now, |engine, cx| engine.reset(cx));
+        self.carry_out_all(qpn, now, &[]);
     }
 
     // ---- In ---------------------------------------------------------------------------------
@@ -283,10 +269,22 @@ impl Core {
         let repr = Repr::parse(&packet);
         let payload = packet.payload();
         let len = payload.len() as u32;
-        Self::with_engine(qp, &mut self.actions, &mut self.counters, &self.regions, now, |engine, cx| {
-            engine.on_packet(cx, &repr, len, entry.ecn);
-        });
+        self.engine(qpn, now, |engine, cx| engine.on_packet(cx, &repr, len, entry.ecn));
         self.carry_out(qpn, now, payload);
+        self.take_turns(qpn, now);
+    }
+
+    /// Handles packets that had come early, and whose turn it is now.
+    fn take_turns(&mut self, qpn: u32, now: Time) {
+        while let Some(early) = self.engine(qpn, now, |engine, cx| engine.on_early(cx)).flatten() {
+            let Some(buffer) = early.buffer else {
+                self.carry_out(qpn, now, &[]);
+                continue;
+            };
+            let (bytes, len) = self.held.take(buffer);
+            self.carry_out(qpn, now, &bytes[..len]);
+            self.held.put_back(buffer, bytes);
+        }
     }
 
     // ---- Time -------------------------------------------------------------------------------
@@ -298,9 +296,7 @@ impl Core {
                 continue;
             }
             qp.timer = None;
-            Self::with_engine(qp, &mut self.actions, &mut self.counters, &self.regions, now, |engine, cx| {
-                engine.on_timer(cx);
-            });
+            self.engine(qpn, now, |engine, cx| engine.on_timer(cx));
             self.carry_out(qpn, now, &[]);
         }
     }

@@ -67,7 +67,17 @@ impl Core {
                 Action::PlaceValue { value, to } => {
                     self.place(qpn, *to, &value.to_ne_bytes(), &mut fault);
                 }
+                Action::PlaceAtomic { from, to } => {
+                    let word = payload.get(*from as usize..).and_then(|bytes| bytes.first_chunk());
+                    // As with `Place` into a region: checked a moment ago.
+                    let _ = word.map(|word| self.regions.store(*to, u64::from_ne_bytes(*word)));
+                }
+                Action::Hold { buffer } => self.held.keep(*buffer, payload, self.datagram_max),
+                Action::Release { buffer } => self.held.release(*buffer),
                 Action::Complete(completion) => self.complete(qpn, completion, &fault),
+                // Only UD queue pairs ask for the first, which this device does not make, and nobody can
+                // listen for the second.
+                Action::PlaceGrh { .. } | Action::Event(_) => {}
             }
         }
         fault
@@ -113,13 +123,12 @@ impl Core {
             Queue::Receive => qp.rq.get(slot).is_some(),
         };
         let status = Status::LocalProtectionError;
-        Core::with_engine(qp, &mut self.actions, &mut self.counters, &self.regions, now, |engine, cx| {
-            match (pending, queue) {
-                (true, Queue::Send) => engine.local_error(cx, slot, status),
-                (true, Queue::Receive) => engine.receive_error(cx, slot, status),
-                // It was in the same breath with its completion, and reported there.
-                (false, _) => engine.enter_error(cx),
-            }
+        self.engine(qpn, now, |engine, cx| match (pending, queue) {
+            (true, Queue::Send) => engine.local_error(cx, slot, status),
+            (true, Queue::Receive) => engine.receive_error(cx, slot, status),
+            // It was in the same breath with its completion, and reported there.
+            (false, Queue::Send) => engine.send_failed(cx),
+            (false, Queue::Receive) => engine.enter_error(cx),
         });
     }
 }

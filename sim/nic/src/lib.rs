@@ -20,6 +20,7 @@ mod completion;
 mod core;
 mod datapath;
 mod error;
+mod held;
 pub mod link;
 mod nic;
 mod numbered;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::thread::JoinHandle;
 
 use anyverbs_engine::congestion::Control;
-use anyverbs_engine::{Counters, Time};
+use anyverbs_engine::{Counters, Recovery, Time};
 use crossbeam_queue::ArrayQueue;
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
@@ -31,6 +31,8 @@ pub(crate) struct Shared {
     attributes: DeviceAttributes,
     window: u32,
     congestion: Control,
+    credits: bool,
+    recovery: Recovery,
     next_pd: AtomicU32,
     /// When a program last polled or posted, in nanoseconds.
     last_poll: AtomicU64,
@@ -176,6 +178,7 @@ impl Nic {
         in_range("max_qp_wr", u64::from(config.max_qp_wr), 1, 1 << 20)?;
         in_range("max_cqe", u64::from(config.max_cqe), 1, 1 << 24)?;
         in_range("window", u64::from(config.window), 1, 1 << 16)?;
+        in_range("max_early", u64::from(config.max_early), 0, 1 << 20)?;
         let info = link.info().clone();
         let attributes = DeviceAttributes::new(&info, &config)
             .ok_or(NicError::LinkMtu { max_datagram: info.max_datagram })?;
@@ -190,6 +193,8 @@ impl Nic {
             attributes,
             window: config.window,
             congestion: config.congestion,
+            credits: config.credits,
+            recovery: config.recovery,
             next_pd: AtomicU32::new(1),
             waiting: AtomicU32::new(0),
             sleepers: AtomicU32::new(0),
@@ -283,6 +288,14 @@ impl Nic {
 
     pub(crate) fn window(&self) -> u32 {
         self.shared().window
+    }
+
+    pub(crate) fn credits(&self) -> bool {
+        self.shared().credits
+    }
+
+    pub(crate) fn recovery(&self) -> Recovery {
+        self.shared().recovery
     }
 
     pub(crate) fn congestion(&self) -> Control {

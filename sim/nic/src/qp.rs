@@ -3,10 +3,12 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use anyverbs_engine::{Completion, Config, Denied, Memory, Need, Queue, QueuePair, Receive, Time};
-use anyverbs_memory::{Access, Consumer, RegionTable, Span};
+use anyverbs_engine::{Completion, Denied, Memory, Need, Queue, QueuePair, Receive, Time};
+use anyverbs_memory::{Access, AccessError, Consumer, RegionTable, Span};
+use anyverbs_wire::{Feth, Qpn, Selectivity};
 
 use crate::completion::{CqCore, Entry};
+use crate::held::Held;
 use crate::queue_pair::QpShared;
 use crate::work::{RecvWqe, SendWqe};
 
@@ -30,6 +32,11 @@ impl<T: Copy + zerocopy::FromBytes + zerocopy::IntoBytes + zerocopy::Immutable> 
         let slot = self.base + u64::from(self.taken);
         self.taken += 1;
         Some((slot, wqe))
+    }
+
+    /// How many wait to be taken.
+    pub(crate) fn waiting(&self) -> u32 {
+        self.ring.len().saturating_sub(self.taken)
     }
 
     /// The work request in a slot, if it is still there.
@@ -60,7 +67,6 @@ impl<T: Copy + zerocopy::FromBytes + zerocopy::IntoBytes + zerocopy::Immutable> 
 pub(crate) struct QpCore {
     pub(crate) shared: Arc<QpShared>,
     pub(crate) engine: QueuePair,
-    pub(crate) config: Config,
     pub(crate) pd: u32,
     pub(crate) access: Access,
     /// The peer's address, once connected.
@@ -96,9 +102,8 @@ impl QpCore {
         completion.signaled
     }
 
-    /// Back to Reset: nothing that was posted completes any more.
-    pub(crate) fn reset(&mut self) {
-        self.engine = QueuePair::new(self.config);
+    /// Forgets what was posted, and what completed, since the engine was reset.
+    pub(crate) fn clear(&mut self) {
         self.sq.clear();
         self.rq.clear();
         self.purge();
@@ -115,6 +120,7 @@ impl QpCore {
 /// The memory and the receive queue of one queue pair, as its engine sees them.
 pub(crate) struct View<'a> {
     pub(crate) regions: &'a RegionTable,
+    pub(crate) held: &'a mut Held,
     pub(crate) pd: u32,
     /// What peers may do through this queue pair at all.
     pub(crate) access: Access,
@@ -144,7 +150,37 @@ impl Memory for View<'_> {
         self.regions.compare_swap(span, compare, swap).map_err(|_| Denied)
     }
 
-    fn take_receive(&mut self) -> Receive {
+    fn flush(&mut self, rkey: u32, va: u64, len: u32, feth: Feth) -> Result<(), Denied> {
+        // No memory here survives the loss of power.
+        if !self.access.contains(Access::FLUSH_GLOBAL) || feth.placement & Feth::PERSISTENT != 0 {
+            return Err(Denied);
+        }
+        // What was placed before is visible already: placing is storing. Only the right is to be checked.
+        match self.regions.check(rkey, self.pd, va, len, Access::FLUSH_GLOBAL) {
+            Ok(_) => Ok(()),
+            // The range does not count.
+            Err(AccessError::OutOfBounds) if feth.selectivity == Selectivity::Region => Ok(()),
+            Err(_) => Err(Denied),
+        }
+    }
+
+    fn invalidate(&mut self, _rkey: u32) -> Result<(), Denied> {
+        // Peers may invalidate memory windows, and regions of no other kind; there are none.
+        Err(Denied)
+    }
+
+    fn receives_posted(&self) -> Option<u32> {
+        Some(self.rq.waiting())
+    }
+
+    fn hold(&mut self) -> Option<u32> {
+        self.held.reserve()
+    }
+
+    fn take_receive(&mut self, shared: Option<Qpn>) -> Receive {
+        if shared.is_some() {
+            return Receive::Unknown;
+        }
         match self.rq.take() {
             Some((slot, wqe)) => Receive::Taken { slot, capacity: u64::from(wqe.capacity) },
             None => Receive::Empty,

@@ -75,8 +75,15 @@ pub(crate) struct QpShared {
     rung: AtomicBool,
 }
 
-const STATES: [QpState; 5] =
-    [QpState::Reset, QpState::Init, QpState::ReadyToReceive, QpState::ReadyToSend, QpState::Error];
+const STATES: [QpState; 7] = [
+    QpState::Reset,
+    QpState::Init,
+    QpState::ReadyToReceive,
+    QpState::ReadyToSend,
+    QpState::SendQueueDrain,
+    QpState::SendQueueError,
+    QpState::Error,
+];
 
 impl QpShared {
     pub(crate) fn qpn(&self) -> u32 {
@@ -134,6 +141,8 @@ impl Qp {
             max_send_wr: init.max_send_wr as usize,
             window: nic.window(),
             congestion: nic.congestion(),
+            credits: nic.credits(),
+            recovery: nic.recovery(),
             ..Config::default()
         };
         let made = nic.control(|core| {
@@ -150,7 +159,6 @@ impl Qp {
                 QpCore {
                     shared: own,
                     engine: QueuePair::new(config),
-                    config,
                     pd: pd.number(),
                     access: Access::empty(),
                     peer: None,
@@ -298,9 +306,9 @@ impl Qp {
         sq.publish();
         rq.publish();
         self.pd.nic().control(|core| {
+            core.reset(self.qpn());
             if let Some(qp) = core.qps.get_mut(self.qpn()) {
-                qp.reset();
-                qp.shared.set_state(QpState::Reset);
+                qp.clear();
             }
         });
     }
@@ -329,7 +337,8 @@ impl Qp {
     /// [`PostError`] names the first work request that was not posted. Keys and addresses are
     /// checked when the work request is carried out, and show in its completion.
     pub fn post_send(&self, wrs: &[SendWr<'_>]) -> Result<(), PostError> {
-        if !matches!(self.state(), QpState::ReadyToSend | QpState::Error) {
+        use QpState::*;
+        if !matches!(self.state(), ReadyToSend | SendQueueDrain | SendQueueError | Error) {
             return Err(PostError { index: 0, reason: PostReason::BadState });
         }
         let result = post_all(&self.sq, wrs, |wr| SendWqe::new(wr, self.max_sge, self.signal_all));
@@ -387,6 +396,7 @@ where
 impl Drop for Qp {
     fn drop(&mut self) {
         let qp = self.pd.nic().control(|core| {
+            core.reset(self.qpn());
             let qp = core.qps.remove(self.qpn());
             if let Some(qp) = &qp {
                 qp.purge();

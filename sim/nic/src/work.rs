@@ -1,9 +1,9 @@
 //! Work requests as posted, and as they lie in the queues.
 
-use anyverbs_engine::{Op, SendRequest};
+use anyverbs_engine::{Destination, MESSAGE_MAX, Op, SendRequest};
+use anyverbs_wire::{Feth, Selectivity};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::attributes::MESSAGE_MAX;
 use crate::error::PostReason;
 
 /// Scatter/gather elements of a work request, at most.
@@ -50,6 +50,8 @@ pub enum SendOp {
     Send,
     /// SEND with immediate data.
     SendImm(u32),
+    /// SEND that invalidates this key of the peer.
+    SendInvalidate(u32),
     /// RDMA WRITE.
     Write {
         /// Where to, in the addresses of the peer's region.
@@ -93,6 +95,22 @@ pub enum SendOp {
         /// What replaces them.
         swap: u64,
     },
+    /// Wait until what was written before is visible to everyone there (`IBV_WR_FLUSH`).
+    Flush {
+        /// Where, in the addresses of the peer's region.
+        addr: u64,
+        /// The key of the peer's region.
+        rkey: u32,
+        /// How many bytes; `None`: the whole region.
+        len: Option<u32>,
+    },
+    /// Write eight bytes that are seen whole or not at all (`IBV_WR_ATOMIC_WRITE`).
+    AtomicWrite {
+        /// Where to, in the addresses of the peer's region; a multiple of eight.
+        addr: u64,
+        /// The key of the peer's region.
+        rkey: u32,
+    },
 }
 
 /// A receive work request (`ibv_recv_wr`).
@@ -113,6 +131,10 @@ pub(crate) mod opcode {
     pub(crate) const READ: u8 = 4;
     pub(crate) const FETCH_ADD: u8 = 5;
     pub(crate) const COMPARE_SWAP: u8 = 6;
+    pub(crate) const SEND_INVALIDATE: u8 = 7;
+    pub(crate) const FLUSH: u8 = 8;
+    pub(crate) const FLUSH_REGION: u8 = 9;
+    pub(crate) const ATOMIC_WRITE: u8 = 10;
 }
 
 const SIGNALED: u8 = 1;
@@ -151,6 +173,10 @@ impl SendWqe {
             SendOp::Read { addr, rkey } => (READ, addr, rkey, 0, 0, 0),
             SendOp::FetchAdd { addr, rkey, add } => (FETCH_ADD, addr, rkey, 0, add, 0),
             SendOp::CompareSwap { addr, rkey, compare, swap } => (COMPARE_SWAP, addr, rkey, 0, compare, swap),
+            SendOp::SendInvalidate(rkey) => (SEND_INVALIDATE, 0, rkey, 0, 0, 0),
+            SendOp::Flush { addr, rkey, len: Some(_) } => (FLUSH, addr, rkey, 0, 0, 0),
+            SendOp::Flush { addr, rkey, len: None } => (FLUSH_REGION, addr, rkey, 0, 0, 0),
+            SendOp::AtomicWrite { addr, rkey } => (ATOMIC_WRITE, addr, rkey, 0, 0, 0),
         };
         let mut wqe = SendWqe {
             wr_id: wr.wr_id,
@@ -177,14 +203,24 @@ impl SendWqe {
                 wqe.sge_count = wr.sges.len() as u16;
             }
         }
-        if matches!(opcode, FETCH_ADD | COMPARE_SWAP) && wqe.len != 8 {
-            return Err(PostReason::BadLength);
+        match wr.op {
+            SendOp::FetchAdd { .. } | SendOp::CompareSwap { .. } | SendOp::AtomicWrite { .. }
+                if wqe.len != 8 =>
+            {
+                return Err(PostReason::BadLength);
+            }
+            SendOp::Flush { .. } if wqe.len != 0 => return Err(PostReason::BadLength),
+            SendOp::Flush { len, .. } => wqe.len = len.unwrap_or(0),
+            _ => {}
         }
         Ok(wqe)
     }
 
     fn set_inline(&mut self, data: &[u8]) -> Result<(), PostReason> {
-        if data.len() > INLINE_MAX || self.opcode > opcode::WRITE_IMM {
+        use opcode::*;
+        let takes =
+            matches!(self.opcode, SEND | SEND_IMM | SEND_INVALIDATE | WRITE | WRITE_IMM | ATOMIC_WRITE);
+        if data.len() > INLINE_MAX || !takes {
             return Err(PostReason::BadInline);
         }
         self.sges.as_mut_bytes()[..data.len()].copy_from_slice(data);
@@ -213,6 +249,10 @@ impl SendWqe {
             opcode::READ => Op::Read { va, rkey },
             opcode::FETCH_ADD => Op::FetchAdd { va, rkey, add: self.operand },
             opcode::COMPARE_SWAP => Op::CompareSwap { va, rkey, compare: self.operand, swap: self.swap },
+            opcode::SEND_INVALIDATE => Op::SendInvalidate { rkey },
+            opcode::FLUSH => Op::Flush { va, rkey, feth: flush(Selectivity::Range) },
+            opcode::FLUSH_REGION => Op::Flush { va, rkey, feth: flush(Selectivity::Region) },
+            opcode::ATOMIC_WRITE => Op::AtomicWrite { va, rkey },
             _ => Op::Send { imm: None },
         };
         SendRequest {
@@ -222,8 +262,13 @@ impl SendWqe {
             signaled: self.flags & SIGNALED != 0,
             solicited: self.flags & SOLICITED != 0,
             fence: self.flags & FENCE != 0,
+            destination: Destination::Connected,
         }
     }
+}
+
+fn flush(selectivity: Selectivity) -> Feth {
+    Feth { placement: Feth::GLOBAL, selectivity }
 }
 
 /// A receive work request in its queue.

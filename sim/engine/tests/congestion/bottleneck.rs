@@ -36,7 +36,7 @@ impl Memory for NoMemory {
         Err(Denied)
     }
 
-    fn take_receive(&mut self) -> Receive {
+    fn take_receive(&mut self, _shared: Option<Qpn>) -> Receive {
         Receive::Empty
     }
 }
@@ -247,7 +247,7 @@ impl Bottleneck {
             true => Op::Read { va: 0, rkey: 1 },
             false => Op::Write { va: 0, rkey: 1, imm: None },
         };
-        let request = SendRequest { slot, op, len: MESSAGE, signaled: true, solicited: false, fence: false };
+        let request = SendRequest::new(slot, op, MESSAGE);
         self.with_context(number, |qp, cx| assert!(qp.post_send(cx, request)));
     }
 
@@ -280,11 +280,11 @@ impl Bottleneck {
             match action {
                 Action::Transmit(transmit) => self.transmit(number, &transmit),
                 Action::Place { len, .. } => self.ends[number].placed += u64::from(len),
-                Action::PlaceValue { .. } => {}
                 Action::Complete(completion) => {
                     assert_eq!(completion.status, Status::Success, "of queue pair {number}");
                     completed += 1;
                 }
+                _ => {}
             }
         }
         self.actions = actions;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::one::{One, us};
 use anyverbs_engine::congestion::{Congestion, Control, Delay, DelayParameters, NOT_ECT};
-use anyverbs_engine::{Op, SendRequest};
+use anyverbs_engine::{Config, Op, Recovery, SendRequest};
 use anyverbs_wire::{Aeth, Ext, NakCode, Opcode, Operation, Psn, Repr, Service, Syndrome};
 
 const TARGET: Duration = Duration::from_micros(100);
@@ -151,7 +151,9 @@ const ACK: Syndrome = Syndrome::Ack { credit: 31 };
 #[test]
 fn a_queue_pair_tells_its_law_of_round_trips_gaps_and_timeouts() {
     let parameters = DelayParameters { window_initial: 16, ..parameters() };
-    let mut sender = One::new(Control::Delay(parameters)).ready_to_send();
+    let config =
+        Config { congestion: Control::Delay(parameters), recovery: Recovery::GoBackN, ..Config::default() };
+    let mut sender = One::with(config).ready_to_send();
     let acknowledge = answer(3, ACK);
     let gap = answer(5, Syndrome::Nak(NakCode::PsnSequenceError));
     let sent = sender.post(us(0), 100 * 4096);
@@ -196,7 +198,7 @@ fn a_read_measures_a_round_trip_too() {
     let parameters = DelayParameters { window_initial: 16, ..parameters() };
     let mut reader = One::new(Control::Delay(parameters)).ready_to_send();
     let op = Op::Read { va: 0, rkey: 1 };
-    let request = SendRequest { slot: 0, op, len: 4096, signaled: true, solicited: false, fence: false };
+    let request = SendRequest::new(0, op, 4096);
     let sent = reader.act(us(0), |qp, cx| assert!(qp.post_send(cx, request)));
     let response = One::new(Control::Static).arrives(us(25), &sent[0].header, 0, NOT_ECT);
     assert_eq!(response.len(), 1);

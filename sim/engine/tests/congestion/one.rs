@@ -64,7 +64,7 @@ impl One {
 
     pub(crate) fn post(&mut self, now: Time, len: u32) -> Vec<Transmit<()>> {
         let op = Op::Write { va: 0, rkey: 1, imm: None };
-        let request = SendRequest { slot: 0, op, len, signaled: true, solicited: false, fence: false };
+        let request = SendRequest::new(0, op, len);
         self.act(now, |qp, cx| assert!(qp.post_send(cx, request)))
     }
 }

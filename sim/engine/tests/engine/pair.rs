@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use anyverbs_engine::*;
-use anyverbs_wire::{Packet, Psn, Qpn, Repr, icrc::finish};
+use anyverbs_wire::{Feth, Packet, Psn, Qpn, Repr, icrc::finish};
 
 /// The one region of each side.
 pub(crate) const RKEY: u32 = 0x1234;
@@ -49,6 +49,15 @@ pub(crate) struct TestMemory {
     posted: VecDeque<(u64, Vec<u8>)>,
     pub(crate) taken: BTreeMap<u64, Vec<u8>>,
     pub(crate) sends: BTreeMap<u64, Vec<u8>>,
+    /// Receives of the shared queue, and its number: for XRC.
+    pub(crate) shared: Option<Qpn>,
+    pub(crate) states_credits: bool,
+    pub(crate) invalidated: Vec<u32>,
+    pub(crate) flushed: Vec<(u64, u32)>,
+    /// Payloads of early packets, by buffer; at most as many as `buffers`.
+    held: BTreeMap<u32, Vec<u8>>,
+    reserved: u32,
+    pub(crate) buffers: usize,
 }
 
 impl Memory for TestMemory {
@@ -77,7 +86,39 @@ impl Memory for TestMemory {
         Ok(before)
     }
 
-    fn take_receive(&mut self) -> Receive {
+    fn flush(&mut self, rkey: u32, va: u64, len: u32, feth: Feth) -> Result<(), Denied> {
+        if feth.placement & Feth::PERSISTENT != 0 {
+            return Err(Denied);
+        }
+        self.check(rkey, va, len, Need::RemoteWrite)?;
+        self.flushed.push((va, len));
+        Ok(())
+    }
+
+    fn invalidate(&mut self, rkey: u32) -> Result<(), Denied> {
+        let fits = rkey == RKEY && !self.revoked;
+        self.revoked |= fits;
+        self.invalidated.extend(fits.then_some(rkey));
+        fits.then_some(()).ok_or(Denied)
+    }
+
+    fn receives_posted(&self) -> Option<u32> {
+        self.states_credits.then_some(self.posted.len() as u32)
+    }
+
+    fn hold(&mut self) -> Option<u32> {
+        if self.held.len() >= self.buffers {
+            return None;
+        }
+        self.reserved += 1;
+        self.held.insert(self.reserved, Vec::new());
+        Some(self.reserved)
+    }
+
+    fn take_receive(&mut self, shared: Option<Qpn>) -> Receive {
+        if shared != self.shared {
+            return Receive::Unknown;
+        }
         match self.posted.pop_front() {
             Some((slot, buffer)) => {
                 let capacity = buffer.len() as u64;
@@ -93,6 +134,7 @@ pub(crate) struct Side {
     pub(crate) qp: QueuePair,
     pub(crate) memory: TestMemory,
     pub(crate) completions: Vec<Completion>,
+    pub(crate) events: Vec<Event>,
     pub(crate) counters: Counters,
 }
 
@@ -109,6 +151,8 @@ pub(crate) struct Pair {
     pub(crate) sent: Vec<(usize, Repr)>,
     /// Drops the packets for which it says so.
     pub(crate) drop_if: Option<DropIf>,
+    /// Where requests go.
+    pub(crate) destination: Destination,
     wire: BinaryHeap<Reverse<Flight>>,
     sequence: u64,
     actions: Vec<Action<Span>>,
@@ -124,7 +168,13 @@ impl Pair {
     }
 
     pub(crate) fn with(psn: u32, seed: u64, config: Config, rd_atomic: u8) -> Pair {
+        Pair::of([config; 2], psn, seed, rd_atomic)
+    }
+
+    /// Two connected queue pairs of these kinds: requests go from the first to the second.
+    pub(crate) fn of(configs: [Config; 2], psn: u32, seed: u64, rd_atomic: u8) -> Pair {
         let side = |qpn: u32| {
+            let config = configs[1 - qpn as usize];
             let mut qp = QueuePair::new(config);
             assert!(qp.to_init());
             assert!(qp.to_rtr(&ReadyToReceive {
@@ -143,8 +193,9 @@ impl Pair {
             }));
             Side {
                 qp,
-                memory: TestMemory { region: vec![0; 1 << 16], ..TestMemory::default() },
+                memory: TestMemory { region: vec![0; 1 << 16], buffers: usize::MAX, ..TestMemory::default() },
                 completions: Vec::new(),
+                events: Vec::new(),
                 counters: Counters::default(),
             }
         };
@@ -156,6 +207,7 @@ impl Pair {
             ops: BTreeMap::new(),
             sent: Vec::new(),
             drop_if: None,
+            destination: Destination::Connected,
             wire: BinaryHeap::new(),
             sequence: 0,
             actions: Vec::new(),
@@ -167,7 +219,9 @@ impl Pair {
         let len = data.len() as u32;
         self.sides[0].memory.sends.insert(slot, data);
         self.ops.insert(slot, op);
-        let request = SendRequest { slot, op, len, signaled: true, solicited: false, fence: false };
+        let destination = self.destination;
+        let request =
+            SendRequest { slot, op, len, signaled: true, solicited: false, fence: false, destination };
         self.with_context(0, |qp, cx| assert!(qp.post_send(cx, request)));
     }
 
@@ -181,11 +235,20 @@ impl Pair {
         side: usize,
         f: impl FnOnce(&mut QueuePair, &mut Context<'_, TestMemory>) -> R,
     ) -> R {
+        self.call(side, &[], f)
+    }
+
+    fn call<R>(
+        &mut self,
+        side: usize,
+        payload: &[u8],
+        f: impl FnOnce(&mut QueuePair, &mut Context<'_, TestMemory>) -> R,
+    ) -> R {
         let mut actions = std::mem::take(&mut self.actions);
         let Side { qp, memory, counters, .. } = &mut self.sides[side];
         let mut cx = Context { now: self.now, memory, actions: &mut actions, counters };
         let result = f(qp, &mut cx);
-        self.carry_out(side, &actions, &[]);
+        self.carry_out(side, &actions, payload);
         actions.clear();
         self.actions = actions;
         result
@@ -200,7 +263,22 @@ impl Pair {
                     self.place(side, to, bytes);
                 }
                 Action::PlaceValue { value, to } => self.place(side, to, &value.to_ne_bytes()),
+                Action::PlaceAtomic { from, to } => {
+                    let bytes = &payload[from as usize..from as usize + 8];
+                    self.place(side, Target::Region(to), bytes);
+                }
+                Action::PlaceGrh { slot } => {
+                    self.place(side, Target::Receive { slot, offset: 0 }, &[0xdd; 40])
+                }
+                Action::Hold { buffer } => {
+                    let held = self.sides[side].memory.held.get_mut(&buffer).expect("a reserved buffer");
+                    held.extend_from_slice(payload);
+                }
+                Action::Release { buffer } => {
+                    self.sides[side].memory.held.remove(&buffer).expect("a buffer that is held");
+                }
                 Action::Complete(completion) => self.sides[side].completions.push(completion),
+                Action::Event(event) => self.sides[side].events.push(event),
             }
         }
     }
@@ -279,13 +357,28 @@ impl Pair {
         let packet = Packet::new_checked(datagram).expect("our own packets are well-formed");
         let repr = Repr::parse(&packet);
         let payload = &datagram[packet.payload_range()];
-        let mut actions = std::mem::take(&mut self.actions);
-        let Side { qp, memory, counters, .. } = &mut self.sides[side];
-        let mut cx = Context { now: self.now, memory, actions: &mut actions, counters };
-        qp.on_packet(&mut cx, &repr, payload.len() as u32, 0);
-        self.carry_out(side, &actions, payload);
-        actions.clear();
-        self.actions = actions;
+        self.call(side, payload, |qp, cx| qp.on_packet(cx, &repr, payload.len() as u32, 0));
+        loop {
+            // What its actions name is the payload that was kept, which the engine names afterwards.
+            let mut actions = std::mem::take(&mut self.actions);
+            let Side { qp, memory, counters, .. } = &mut self.sides[side];
+            let mut cx = Context { now: self.now, memory, actions: &mut actions, counters };
+            let early = qp.on_early(&mut cx);
+            let kept = early
+                .and_then(|early| early.buffer)
+                .map(|buffer| self.sides[side].memory.held.remove(&buffer).expect("a buffer that is held"));
+            self.carry_out(side, &actions, kept.as_deref().unwrap_or(&[]));
+            actions.clear();
+            self.actions = actions;
+            if early.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// How many early packets a side keeps.
+    pub(crate) fn held(&self, side: usize) -> usize {
+        self.sides[side].memory.held.len()
     }
 
     /// Runs until nothing is left to do.

@@ -2,7 +2,7 @@
 
 use crate::pair::{Faults, Pair, RKEY, Rng, pattern};
 use anyverbs_engine::*;
-use anyverbs_wire::{Operation, Psn};
+use anyverbs_wire::{Feth, Operation, Psn, Selectivity};
 
 const SEND: Op = Op::Send { imm: None };
 
@@ -271,11 +271,20 @@ fn a_rate_limit_spaces_packets() {
 /// One random program under random faults; every oracle that a run can be judged by.
 fn swarm(seed: u64) {
     let mut rng = Rng(seed.wrapping_mul(0xd6e8_feb8_6659_fd93) | 1);
-    let config = Config { window: [4, 16, 256][rng.below(3) as usize], ..Config::default() };
+    let config = |rng: &mut Rng| Config {
+        window: [4, 16, 256][rng.below(3) as usize],
+        reorder: [0, 3, 256][rng.below(3) as usize],
+        recovery: [Recovery::GoBackN, Recovery::Selective, Recovery::Selective][rng.below(3) as usize],
+        credits: rng.below(2) == 0,
+        ..Config::default()
+    };
+    let configs = [config(&mut rng), config(&mut rng)];
     let start = (0x100_0000 - rng.below(64)) as u32;
-    let mut pair = Pair::with(start, seed, config, 1 + rng.below(4) as u8);
+    let mut pair = Pair::of(configs, start, seed, 1 + rng.below(4) as u8);
+    pair.sides[1].memory.buffers = [2, 256][rng.below(2) as usize];
+    pair.sides[1].memory.states_credits = rng.below(2) == 0;
     pair.faults = Faults {
-        loss: [0, 10, 50, 150][rng.below(4) as usize],
+        loss: [0, 10, 50, 100][rng.below(4) as usize],
         duplicate: [0, 20, 100][rng.below(3) as usize],
         reorder: [0, 50, 200][rng.below(3) as usize],
         lazy: [0, 300, 950][rng.below(3) as usize],
@@ -287,7 +296,12 @@ fn swarm(seed: u64) {
         let len = [0, 1, 7, 256, 257, 3000][rng.below(6) as usize];
         // Every slot has its own place, behind the counter.
         let va = 1024 + slot * 1024;
-        match rng.below(5) {
+        match rng.below(7) {
+            5 => {
+                let feth = Feth { placement: Feth::GLOBAL, selectivity: Selectivity::Range };
+                pair.post(slot, Op::Flush { va, rkey: RKEY, feth }, vec![0; len.min(1024)]);
+            }
+            6 => pair.post(slot, Op::AtomicWrite { va, rkey: RKEY }, pattern(slot, 8)),
             0 => {
                 pair.post_receive(receives, 4096);
                 receives += 1;
@@ -342,9 +356,18 @@ fn check_data(pair: &Pair, seed: u64, added: u64) {
                 assert_eq!(data[..], u64::to_ne_bytes(counter), "seed {seed}: FETCH_ADD {slot}");
                 counter += add;
             }
-            Op::CompareSwap { .. } => {}
+            Op::AtomicWrite { va, .. } => {
+                let at = va as usize;
+                assert_eq!(target.region[at..at + 8], sent[..], "seed {seed}: ATOMIC WRITE {slot}");
+            }
+            Op::Flush { va, .. } => {
+                let flushed = target.flushed.contains(&(va, data.len() as u32));
+                assert!(flushed || data.is_empty(), "seed {seed}: FLUSH {slot}");
+            }
+            Op::CompareSwap { .. } | Op::SendInvalidate { .. } => {}
         }
     }
+    assert_eq!([pair.held(0), pair.held(1)], [0, 0], "seed {seed}: buffers of early packets leak");
 }
 
 #[test]

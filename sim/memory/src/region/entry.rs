@@ -15,6 +15,8 @@ bitflags::bitflags! {
         const REMOTE_READ = 4;
         /// Peers may use atomics.
         const REMOTE_ATOMIC = 8;
+        /// Peers may wait until what they wrote is visible to all (FLUSH).
+        const FLUSH_GLOBAL = 1 << 8;
     }
 }
 

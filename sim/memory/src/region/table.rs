@@ -347,6 +347,16 @@ impl RegionTable {
         Ok(before)
     }
 
+    /// Stores `value` in the 64-bit word that the span is, in this machine's byte order. Whoever reads it
+    /// sees all eight bytes of it or none.
+    ///
+    /// # Errors
+    /// See [`SpanError`]; nothing was changed then.
+    pub fn store(&self, span: Span, value: u64) -> Result<(), SpanError> {
+        self.word(span)?.store(value, Ordering::SeqCst);
+        Ok(())
+    }
+
     fn word(&self, span: Span) -> Result<&AtomicU64, SpanError> {
         let ptr = self.resolve_to_write(span, 8)?;
         if !ptr.addr().is_multiple_of(8) {

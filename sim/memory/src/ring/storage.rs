@@ -28,7 +28,7 @@ mod shared {
         pub(crate) fn new(words: usize, start: u32) -> io::Result<Self> {
             let len = words.checked_mul(8).and_then(|n| n.checked_add(ENTRIES));
             let len = len.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-            let storage = Storage { block: Block::new(len)?, words };
+            let storage = Storage { block: Block::new_anonymous(len)?, words };
             storage.tail().store(start, Ordering::Relaxed);
             storage.head().store(start, Ordering::Relaxed);
             Ok(storage)

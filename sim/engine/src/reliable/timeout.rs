@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use anyverbs_wire::Psn;
-
 use crate::time::Time;
 
 /// No timer is shorter, since a peer may share its processor with us.
@@ -25,7 +23,7 @@ pub(crate) struct Timeout {
     last_progress: Time,
     deadline: Option<Time>,
     /// The packet whose acknowledgement gives the next sample.
-    sample: Option<(Psn, Time)>,
+    sample: Option<(u64, Time)>,
 }
 
 impl Timeout {
@@ -49,16 +47,16 @@ impl Timeout {
     }
 
     /// A packet that asks for an acknowledgement leaves for the first time.
-    pub(crate) fn sample_from(&mut self, psn: Psn, at: Time) {
-        self.sample.get_or_insert((psn, at));
+    pub(crate) fn sample_from(&mut self, position: u64, at: Time) {
+        self.sample.get_or_insert((position, at));
     }
 
     /// Everything before `una` is acknowledged, and something of it is so newly. Returns the round
     /// trip if one was measured.
-    pub(crate) fn progress(&mut self, una: Psn, now: Time) -> Option<Duration> {
+    pub(crate) fn progress(&mut self, una: u64, now: Time) -> Option<Duration> {
         self.last_progress = now;
         self.backoff = 0;
-        let (_, sent) = self.sample.take_if(|(psn, _)| una.distance(*psn) > 0)?;
+        let (_, sent) = self.sample.take_if(|(position, _)| *position < una)?;
         self.measure(now - sent);
         Some(now - sent)
     }
@@ -66,6 +64,13 @@ impl Timeout {
     /// Packets are sent again: their acknowledgements say nothing about time (Karn's rule).
     pub(crate) fn forget_sample(&mut self) {
         self.sample = None;
+    }
+
+    /// A round trip of a packet that was sent again: better than none at all.
+    pub(crate) fn measure_first(&mut self, rtt: Duration) {
+        if self.smoothed.is_none() {
+            self.measure(rtt);
+        }
     }
 
     fn measure(&mut self, rtt: Duration) {
@@ -81,13 +86,16 @@ impl Timeout {
         }
     }
 
+    /// How long the answer to a packet takes, at most, if nothing is lost; `None` if that was not
+    /// measured yet.
+    pub(crate) fn round_trip_bound(&self) -> Option<Duration> {
+        self.smoothed.map(|smoothed| smoothed + self.variation * 4)
+    }
+
     /// Starts the timer anew: packets are outstanding.
     pub(crate) fn arm(&mut self, now: Time) {
         self.deadline = self.ceiling.map(|ceiling| {
-            let estimate = match self.smoothed {
-                Some(smoothed) => (smoothed + self.variation * 4).max(FLOOR),
-                None => ceiling,
-            };
+            let estimate = self.round_trip_bound().map_or(ceiling, |bound| bound.max(FLOOR));
             now + estimate.saturating_mul(1 << self.backoff.min(16)).min(ceiling)
         });
     }

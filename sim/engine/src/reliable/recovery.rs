@@ -1,0 +1,265 @@
+//! Sending again only what is missing.
+//!
+//! A NAK names the first request that the peer misses, and nothing on the wire names the others. So the
+//! requester sends that one again and looks at the answer: an acknowledgement that jumps beyond it, or
+//! a NAK further on, says that the peer kept what came early. A NAK of the very next packet says that it
+//! did not, or that the next one was lost, too.
+//!
+//! | peer | a NAK of `m` | the answer names what is behind the repair | the answer jumps further |
+//! |---|---|---|---|
+//! | unknown | send `m` again, nothing else | go back; the third time in a row: *drops* | *keeps* |
+//! | keeps | send `m` again, and go on | repair twice as much | repair what is missing now |
+//! | drops | go back | | for a while: then *unknown* |
+//!
+//! Doubling is for bursts: a repair of one packet takes a round trip.
+
+use std::time::Duration;
+
+use crate::qp::Recovery as Mode;
+use crate::time::Time;
+
+/// Repairs without a jump that make a peer one that drops.
+const MISSES_MAX: u8 = 3;
+
+/// Times of going back after which a peer that drops is asked again.
+const BELIEF: u32 = 256;
+
+/// No repair is sent again earlier: a peer may share its processor with us.
+const PATIENCE: Duration = Duration::from_micros(100);
+
+/// What is known of the peer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Peer {
+    Unknown { misses: u8 },
+    Keeps,
+    Drops { times: u32 },
+}
+
+/// Requests that are sent again: positions `from..end`, of which those before `next` are under way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Repair {
+    from: u64,
+    next: u64,
+    end: u64,
+    /// One past what had been sent before it: if the answer says nothing of that, it is gone.
+    horizon: u64,
+    sent_at: Option<Time>,
+    backoff: u32,
+}
+
+/// What the requester has to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Advice {
+    /// Nothing beyond the repair that is noted here.
+    Repair,
+    /// Send everything again from the first unacknowledged packet on.
+    GoBack,
+}
+
+#[derive(Debug)]
+pub(crate) struct Recovery {
+    mode: Mode,
+    peer: Peer,
+    repair: Option<Repair>,
+    /// Missing responses before this position were asked for again.
+    asked: u64,
+    asked_at: Option<Time>,
+    asked_backoff: u32,
+}
+
+impl Recovery {
+    pub(crate) fn new(mode: Mode) -> Self {
+        let peer = Peer::Unknown { misses: 0 };
+        Recovery { mode, peer, repair: None, asked: 0, asked_at: None, asked_backoff: 0 }
+    }
+
+    pub(crate) fn is_selective(&self) -> bool {
+        self.mode == Mode::Selective
+    }
+
+    /// Whether an answer has to come before anything new is sent: a peer that drops what is early would
+    /// drop it.
+    pub(crate) fn is_trial(&self) -> bool {
+        self.repair.is_some() && self.peer != Peer::Keeps
+    }
+
+    // ---- Requests that the peer misses ------------------------------------------------------
+
+    /// The peer misses `missing`, and nothing before it. `bound`: see [`on_timer`](Self::on_timer).
+    pub(crate) fn on_nak(&mut self, now: Time, missing: u64, bound: Option<Duration>) -> Advice {
+        if let Peer::Drops { times } = &mut self.peer {
+            *times += 1;
+            if *times < BELIEF {
+                return Advice::GoBack;
+            }
+            self.peer = Peer::Unknown { misses: MISSES_MAX - 1 };
+        }
+        if self.mode == Mode::GoBackN {
+            return Advice::GoBack;
+        }
+        let Some(repair) = &mut self.repair else {
+            return self.start(missing, 1);
+        };
+        if missing < repair.next {
+            // A packet of the repair was lost again, or this NAK is older than the repair.
+            let due = repair.sent_at.is_none_or(|at| now - at >= bound.unwrap_or(PATIENCE));
+            if missing > repair.from || due {
+                let end = repair.end.max(missing + 1);
+                *repair = Repair { from: missing, next: missing, end, ..*repair };
+            }
+            Advice::Repair
+        } else if missing > repair.next {
+            self.peer = Peer::Keeps;
+            self.start(missing, 1)
+        } else if repair.next == repair.from {
+            // It is about to leave.
+            Advice::Repair
+        } else {
+            let run = (repair.next - repair.from).saturating_mul(2);
+            self.miss(missing, run)
+        }
+    }
+
+    /// The answer to a repair named the packet right behind it.
+    fn miss(&mut self, missing: u64, run: u64) -> Advice {
+        match &mut self.peer {
+            Peer::Keeps => self.start(missing, run),
+            Peer::Unknown { misses } => {
+                *misses += 1;
+                if *misses >= MISSES_MAX {
+                    self.peer = Peer::Drops { times: 0 };
+                }
+                self.repair = None;
+                Advice::GoBack
+            }
+            Peer::Drops { .. } => Advice::GoBack,
+        }
+    }
+
+    fn start(&mut self, from: u64, run: u64) -> Advice {
+        self.repair =
+            Some(Repair { from, next: from, end: from + run, horizon: 0, sent_at: None, backoff: 0 });
+        Advice::Repair
+    }
+
+    /// When the repair was sent, once, that the peer has executed if it has executed everything before
+    /// `acked`: it had not come before, so the answer is to this.
+    pub(crate) fn answered(&self, acked: u64) -> Option<Time> {
+        let repair = self.repair.as_ref()?;
+        (repair.from < repair.next && repair.from < acked && repair.backoff == 0).then_some(repair.sent_at?)
+    }
+
+    /// The peer has executed everything before `acked`.
+    pub(crate) fn on_ack(&mut self, acked: u64) -> Advice {
+        let Some(repair) = &mut self.repair else { return Advice::Repair };
+        if acked <= repair.from {
+            return Advice::Repair;
+        }
+        if acked < repair.next {
+            repair.from = acked;
+            return Advice::Repair;
+        }
+        let run = (repair.next - repair.from).saturating_mul(2);
+        if run == 0 {
+            // It was late, not lost.
+        } else if acked > repair.next {
+            self.peer = Peer::Keeps;
+        } else if acked < repair.horizon {
+            // It executed the repair and says nothing of what had been sent behind it: that is gone.
+            return self.miss(acked, run);
+        }
+        self.repair = None;
+        Advice::Repair
+    }
+
+    /// Nothing moved for the whole retransmit timer.
+    pub(crate) fn on_timeout(&mut self, una: u64, acked: u64) -> Advice {
+        self.repair = None;
+        self.asked = una;
+        if self.is_selective() && self.peer == Peer::Keeps { self.start(acked, 1) } else { Advice::GoBack }
+    }
+
+    /// The peer was not ready for `missing`, and may be soon.
+    pub(crate) fn on_rnr(&mut self, missing: u64) -> Advice {
+        self.repair = None;
+        if self.is_selective() && self.peer == Peer::Keeps { self.start(missing, 1) } else { Advice::GoBack }
+    }
+
+    /// Nothing is sent again any more.
+    pub(crate) fn stop(&mut self) {
+        self.repair = None;
+        self.asked_at = None;
+    }
+
+    /// The next request to send again, and where the repair ends.
+    pub(crate) fn next_request(&self, sent_max: u64) -> Option<(u64, u64)> {
+        let repair = self.repair.as_ref()?;
+        // What was sent for the first time meanwhile is not part of it.
+        let sent = if repair.next == repair.from { sent_max } else { repair.horizon };
+        let end = repair.end.min(sent);
+        (repair.next < end).then_some((repair.next, end))
+    }
+
+    /// A request was sent again, up to `end`; `sent_max` is one past what was ever sent.
+    pub(crate) fn request_sent(&mut self, now: Time, end: u64, sent_max: u64) {
+        if let Some(repair) = &mut self.repair {
+            if repair.next == repair.from {
+                repair.horizon = sent_max;
+            }
+            repair.next = end;
+            repair.sent_at = Some(now);
+        }
+    }
+
+    // ---- Responses that are missing here ----------------------------------------------------
+
+    /// Up to where missing responses were asked for again.
+    pub(crate) fn asked(&self) -> u64 {
+        self.asked
+    }
+
+    /// Responses before `end` were asked for again, or are not missing.
+    pub(crate) fn responses_asked(&mut self, end: u64, sent_at: Option<Time>) {
+        self.asked = self.asked.max(end);
+        self.asked_at = sent_at.or(self.asked_at);
+    }
+
+    /// The first unacknowledged position moved to `una`; `complete` if no response is missing.
+    pub(crate) fn on_progress(&mut self, complete: bool) {
+        self.asked_backoff = 0;
+        if complete {
+            self.asked_at = None;
+        }
+    }
+
+    // ---- Time -------------------------------------------------------------------------------
+
+    /// When a repair counts as lost itself. `bound`: how long an answer takes at most; without it the
+    /// retransmit timer decides.
+    pub(crate) fn next_deadline(&self, bound: Option<Duration>) -> Option<Time> {
+        let bound = bound?.max(PATIENCE);
+        let request = self.repair.and_then(|repair| Some((repair.sent_at?, repair.backoff)));
+        let response = self.asked_at.map(|at| (at, self.asked_backoff));
+        [request, response]
+            .into_iter()
+            .flatten()
+            .map(|(at, backoff)| at + bound.saturating_mul(1 << backoff.min(16)))
+            .min()
+    }
+
+    /// Sends repairs again that were not answered.
+    pub(crate) fn on_timer(&mut self, now: Time, una: u64, bound: Option<Duration>) {
+        let Some(bound) = bound.map(|bound| bound.max(PATIENCE)) else { return };
+        let late = |at: Time, backoff: u32| at + bound.saturating_mul(1 << backoff.min(16)) <= now;
+        if let Some(repair) = &mut self.repair
+            && repair.sent_at.is_some_and(|at| late(at, repair.backoff))
+        {
+            *repair = Repair { next: repair.from, sent_at: None, backoff: repair.backoff + 1, ..*repair };
+        }
+        if self.asked_at.is_some_and(|at| late(at, self.asked_backoff)) {
+            self.asked = una;
+            self.asked_at = None;
+            self.asked_backoff += 1;
+        }
+    }
+}
