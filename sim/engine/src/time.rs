@@ -25,6 +25,16 @@ impl Time {
         self.0
     }
 
+    /// The earlier of two times that may not be.
+    #[inline]
+    pub const fn earliest(a: Option<Time>, b: Option<Time>) -> Option<Time> {
+        match (a, b) {
+            (Some(a), Some(b)) if b.0 < a.0 => Some(b),
+            (None, b) => b,
+            (a, _) => a,
+        }
+    }
+
     /// How long after `earlier` this is; zero if it is not after it.
     pub const fn since(self, earlier: Time) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))

@@ -234,7 +234,12 @@ impl Opcode {
 
     /// The operation, if this service has it: UC has SEND and WRITE, UD has SEND in one packet, with or
     /// without immediate data.
+    #[inline]
     pub const fn operation(self) -> Option<Operation> {
+        OPERATIONS[self.0 as usize]
+    }
+
+    const fn find_operation(self) -> Option<Operation> {
         let code = self.0 & 0x1F;
         match self.service() {
             Some(Service::Rc | Service::Rd | Service::Xrc) => Operation::from_code(code),
@@ -246,6 +251,12 @@ impl Opcode {
             }
             _ => None,
         }
+    }
+
+    /// Whether it is of a service, known operation or not.
+    #[inline]
+    pub const fn is_of(self, service: Service) -> bool {
+        self.0 & 0xE0 == service.class()
     }
 
     /// Which extension headers follow; `None` for an opcode that this crate does not parse.
@@ -269,6 +280,17 @@ impl Opcode {
         }
     }
 }
+
+/// The operation of each opcode: this is asked for every packet.
+const OPERATIONS: [Option<Operation>; 256] = {
+    let mut operations = [None; 256];
+    let mut value = 0;
+    while value < 256 {
+        operations[value] = Opcode(value as u8).find_operation();
+        value += 1;
+    }
+    operations
+};
 
 impl fmt::Display for Opcode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

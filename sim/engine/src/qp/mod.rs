@@ -312,12 +312,9 @@ impl QueuePair {
     /// IBA 9.6.1. What fails one is counted, and changes nothing else.
     fn admitted<M: Memory>(&self, cx: &mut Context<'_, M>, packet: &Repr) -> Option<Operation> {
         let opcode = packet.bth.opcode;
-        let operation = match (opcode.service(), opcode.operation()) {
-            (Some(service), Some(operation)) if service == self.path.service => operation,
-            _ => {
-                cx.counters.rx_wrong_service += 1;
-                return None;
-            }
+        let Some(operation) = opcode.operation().filter(|_| opcode.is_of(self.path.service)) else {
+            cx.counters.rx_wrong_service += 1;
+            return None;
         };
         let direction = match self.config.qp_type {
             QpType::XrcSend => operation.is_response(),
@@ -417,15 +414,20 @@ impl QueuePair {
         if matches!(self.state, QpState::Reset | QpState::Init) {
             return None;
         }
-        let congestion = self.congestion().next_deadline().filter(|_| self.state != QpState::Error);
-        let (requests, answers) = match &self.halves {
-            Halves::Reliable { requester, responder } => {
-                (requester.next_deadline(), responder.next_deadline())
-            }
-            Halves::Unreliable { sender, .. } => (sender.next_deadline(), None),
+        let congestion = match self.state {
+            QpState::Error => None,
+            _ => self.congestion().next_deadline(),
         };
-        let requests = requests.filter(|_| self.state.requests());
-        [requests, congestion, answers].into_iter().flatten().min()
+        let requests = self.state.requests();
+        match &self.halves {
+            Halves::Reliable { requester, responder } => {
+                let requests = if requests { requester.next_deadline() } else { None };
+                Time::earliest(requests, Time::earliest(congestion, responder.next_deadline()))
+            }
+            Halves::Unreliable { sender, .. } => {
+                Time::earliest(if requests { sender.next_deadline() } else { None }, congestion)
+            }
+        }
     }
 
     // ---- Errors -----------------------------------------------------------------------------

@@ -75,8 +75,7 @@ impl EarlyPackets {
     /// The expected packet is now the one `psns` further on; what lies between is given to `drop`.
     #[inline]
     pub(super) fn advance(&mut self, psns: u32, drop: impl FnMut(Kept)) {
-        if self.kept == 0 {
-            self.ring.clear();
+        if self.ring.is_empty() {
             return;
         }
         self.discard(psns as usize, drop);

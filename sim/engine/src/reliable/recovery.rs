@@ -73,6 +73,13 @@ impl Recovery {
         Recovery { mode, peer, repair: None, asked: 0, asked_at: None, asked_backoff: 0 }
     }
 
+    /// Whether nothing is being sent again.
+    #[inline]
+    pub(crate) fn is_idle(&self) -> bool {
+        self.repair.is_none() && self.asked_at.is_none()
+    }
+
+    #[inline]
     pub(crate) fn is_selective(&self) -> bool {
         self.mode == Mode::Selective
     }

@@ -207,8 +207,12 @@ impl Requester {
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Time> {
-        let repair = self.recovery.next_deadline(self.timeout.round_trip_bound());
-        [self.rnr_until, self.paced_until, self.timeout.deadline(), repair].into_iter().flatten().min()
+        let waits = Time::earliest(self.rnr_until, self.paced_until);
+        let deadline = Time::earliest(waits, self.timeout.deadline());
+        if self.recovery.is_idle() {
+            return deadline;
+        }
+        Time::earliest(deadline, self.recovery.next_deadline(self.timeout.round_trip_bound()))
     }
 
     /// Where in the queue a position that has begun is.
@@ -254,9 +258,13 @@ impl Requester {
 
     // ---- What may leave ---------------------------------------------------------------------
 
+    #[inline]
     fn next_packet(&mut self, path: &Path, draining: bool) -> Option<Next> {
         if self.rnr_until.is_some() {
             return None;
+        }
+        if self.recovery.is_idle() && self.una == self.acked {
+            return self.next_in_turn(path, draining);
         }
         self.missing_response()
             .or_else(|| self.missing_request())
@@ -295,6 +303,7 @@ impl Requester {
     }
 
     /// The packet at the cursor, if window, fence, limits and credits let it leave.
+    #[inline]
     fn next_in_turn(&mut self, path: &Path, draining: bool) -> Option<Next> {
         if self.cursor.index >= self.queue.len() || self.recovery.is_trial() {
             return None;
@@ -359,57 +368,72 @@ impl Requester {
     // ---- Packets ----------------------------------------------------------------------------
 
     /// Builds a packet; says how many PSNs it takes.
+    #[inline]
     fn build<S>(&mut self, at: Time, path: &Path, next: &Next) -> (Repr, Source<S>, u32) {
-        let wqe = self.queue[next.place.index];
-        let psn = self.psn(next.position);
-        let len = wqe.request.len;
-        let bth = |operation, payload| path.bth(operation, psn, payload);
-        let bare = |bth, ext| (request(&wqe, bth, ext), Source::None, 1);
-        match wqe.request.op {
-            Op::Send { .. } | Op::SendInvalidate { .. } | Op::Write { .. } => {
-                self.build_data(at, path, &wqe, next)
-            }
-            Op::Read { va, rkey } => {
-                let done = next.place.packet * path.mtu.bytes();
-                let psns = match next.why {
-                    Why::Response => self.read_chunk(&wqe, next.place).min(next.room),
-                    _ => self.read_chunk(&wqe, next.place),
-                };
-                let part = (u64::from(psns) * u64::from(path.mtu.bytes())).min(u64::from(len - done));
-                let reth = Reth { va: va.wrapping_add(u64::from(done)), rkey, len: part as u32 };
-                let header = request(&wqe, bth(Operation::ReadRequest, 0), Ext::Reth(reth));
-                (header, Source::None, psns)
-            }
-            Op::FetchAdd { va, rkey, add } => {
-                let eth = AtomicEth { va, rkey, swap_add: add, compare: 0 };
-                bare(bth(Operation::FetchAdd, 0), Ext::Atomic(eth))
-            }
-            Op::CompareSwap { va, rkey, compare, swap } => {
-                let eth = AtomicEth { va, rkey, swap_add: swap, compare };
-                bare(bth(Operation::CompareSwap, 0), Ext::Atomic(eth))
-            }
-            Op::Flush { va, rkey, feth } => {
-                bare(bth(Operation::Flush, 0), Ext::Flush(feth, Reth { va, rkey, len }))
-            }
-            Op::AtomicWrite { va, rkey } => {
-                let ext = Ext::AtomicWrite(Reth { va, rkey, len });
-                let payload = Source::Send { slot: wqe.request.slot, offset: 0, len };
-                (request(&wqe, bth(Operation::AtomicWrite, len), ext), payload, 1)
-            }
+        match self.queue[next.place.index].request.op {
+            Op::Send { .. } | Op::SendInvalidate { .. } | Op::Write { .. } => self.build_data(at, path, next),
+            _ => self.build_answered(path, next),
         }
     }
 
+    /// Builds a request that is answered by more than an acknowledgement.
+    fn build_answered<S>(&self, path: &Path, next: &Next) -> (Repr, Source<S>, u32) {
+        let wqe = &self.queue[next.place.index];
+        let len = wqe.request.len;
+        let (operation, ext, psns) = match wqe.request.op {
+            Op::Read { va, rkey } => {
+                let done = next.place.packet * path.mtu.bytes();
+                let psns = match next.why {
+                    Why::Response => self.read_chunk(wqe, next.place).min(next.room),
+                    _ => self.read_chunk(wqe, next.place),
+                };
+                let part = (u64::from(psns) * u64::from(path.mtu.bytes())).min(u64::from(len - done));
+                let reth = Reth { va: va.wrapping_add(u64::from(done)), rkey, len: part as u32 };
+                (Operation::ReadRequest, Ext::Reth(reth), psns)
+            }
+            Op::FetchAdd { va, rkey, add } => {
+                let eth = AtomicEth { va, rkey, swap_add: add, compare: 0 };
+                (Operation::FetchAdd, Ext::Atomic(eth), 1)
+            }
+            Op::CompareSwap { va, rkey, compare, swap } => {
+                let eth = AtomicEth { va, rkey, swap_add: swap, compare };
+                (Operation::CompareSwap, Ext::Atomic(eth), 1)
+            }
+            Op::Flush { va, rkey, feth } => (Operation::Flush, Ext::Flush(feth, Reth { va, rkey, len }), 1),
+            Op::AtomicWrite { va, rkey } => {
+                (Operation::AtomicWrite, Ext::AtomicWrite(Reth { va, rkey, len }), 1)
+            }
+            Op::Send { .. } | Op::SendInvalidate { .. } | Op::Write { .. } => {
+                unreachable!("SEND and WRITE are built by their own branch")
+            }
+        };
+        let payload = match operation {
+            Operation::AtomicWrite => Source::Send { slot: wqe.request.slot, offset: 0, len },
+            _ => Source::None,
+        };
+        let bth = path.bth(operation, self.psn(next.position), payload.len());
+        (request(wqe, bth, ext), payload, psns)
+    }
+
     /// Builds a packet of a SEND or WRITE (IBA 9.5).
-    fn build_data<S>(&mut self, at: Time, path: &Path, wqe: &Wqe, next: &Next) -> (Repr, Source<S>, u32) {
-        let offset = next.place.packet * path.mtu.bytes();
+    #[inline]
+    fn build_data<S>(&mut self, at: Time, path: &Path, next: &Next) -> (Repr, Source<S>, u32) {
+        let overdue = self.is_ack_overdue(at);
+        let psn = self.psn(next.position);
+        let wqe = &mut self.queue[next.place.index];
+        let Next { place, position, room, .. } = *next;
+        let offset = place.packet * path.mtu.bytes();
         let len = (wqe.request.len - offset).min(path.mtu.bytes());
-        let first = next.place.packet == 0;
-        let last = next.place.packet + 1 == wqe.packets;
+        let (first, last) = (place.packet == 0, place.packet + 1 == wqe.packets);
         let (operation, ext) = data_header(&wqe.request, first, last);
-        let mut bth = path.bth(operation, self.psn(next.position), len);
-        bth.ack_request = last || next.room == 1 || self.is_ack_overdue(at) || self.begins_limited(wqe, next);
+        let mut bth = path.bth(operation, psn, len);
         bth.solicited = last && wqe.request.solicited;
-        if bth.ack_request {
+        // The first packet of a message beyond the credits.
+        if first && position >= self.sent_max && wqe.request.op.consumes_receive() {
+            wqe.limited = !self.credits.allow(wqe.ssn);
+        }
+        if last || room == 1 || overdue || (first && wqe.limited) {
+            bth.ack_request = true;
             self.since_ack_request = 0;
             self.ack_requested_at = at;
         }
@@ -421,6 +445,7 @@ impl Requester {
     }
 
     /// Counts a packet, and says whether it is time to ask for an acknowledgement.
+    #[inline]
     fn is_ack_overdue(&mut self, at: Time) -> bool {
         self.since_ack_request += 1;
         let interval = self.outflow.congestion.ack_interval().unwrap_or(ACK_INTERVAL).min(ACK_INTERVAL);
@@ -428,17 +453,8 @@ impl Requester {
         late || self.since_ack_request >= interval
     }
 
-    /// Whether this is the first packet of a message beyond the credits.
-    fn begins_limited(&mut self, wqe: &Wqe, next: &Next) -> bool {
-        let fresh = next.place.packet == 0 && next.position >= self.sent_max;
-        let limited = fresh && wqe.request.op.consumes_receive() && !self.credits.allow(wqe.ssn);
-        if limited {
-            self.queue[next.place.index].limited = true;
-        }
-        limited
-    }
-
     /// Moves on after a packet that takes `psns` PSNs and leaves at `at`.
+    #[inline]
     fn note_sent<M: Memory>(
         &mut self,
         cx: &mut Context<'_, M>,
@@ -487,6 +503,7 @@ impl Requester {
 }
 
 /// The headers of a request. For XRC they name the shared receive queue (IBA A14.3).
+#[inline]
 fn request(wqe: &Wqe, bth: Bth, ext: Ext) -> Repr {
     let xrc_srqn = match wqe.request.destination {
         Destination::SharedReceive(srqn) => Some(srqn),

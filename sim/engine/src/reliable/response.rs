@@ -134,27 +134,42 @@ impl Requester {
         position: u64,
         payload: u32,
     ) -> Verdict {
-        let Some(wqe) = self.wqe_at(position) else {
+        let Some((slot, offset, expected)) = self.response_at(path, position) else {
             return self.bad_response(cx, position);
-        };
-        let offset = (position - wqe.first) as u32 * path.mtu.bytes();
-        let expected = match wqe.request.op {
-            Op::Read { .. } => (wqe.request.len - offset).min(path.mtu.bytes()),
-            Op::Flush { .. } | Op::AtomicWrite { .. } => 0,
-            _ => return self.bad_response(cx, position),
         };
         if payload != expected {
             return self.bad_response(cx, position);
         }
-        let to = Target::Send { slot: wqe.request.slot, offset };
+        let to = Target::Send { slot, offset };
         let place = (payload > 0).then_some(Action::Place { from: 0, len: payload, to });
         self.arrive(cx, position, place);
         Verdict::Alive
     }
 
+    /// What a READ response at a position belongs to: a work request, an offset in it, and the bytes that
+    /// it has to have.
+    fn response_at(&self, path: &Path, position: u64) -> Option<(u64, u32, u32)> {
+        let place = self.locate(position)?;
+        let request = &self.queue[place.index].request;
+        let offset = place.packet * path.mtu.bytes();
+        match request.op {
+            Op::Read { .. } => Some((request.slot, offset, (request.len - offset).min(path.mtu.bytes()))),
+            Op::Flush { .. } | Op::AtomicWrite { .. } => Some((request.slot, 0, 0)),
+            _ => None,
+        }
+    }
+
     /// A response is there. It says that everything up to its request was executed (IBA 9.7.5.1.2); the
     /// responses before it that are not there are missing (C9-104).
     fn arrive<M: Memory>(&mut self, cx: &mut Context<'_, M>, position: u64, place: Option<Action<M::Span>>) {
+        if position == self.una && self.acked <= position {
+            // All in order, as it nearly always is.
+            self.acked = position + 1;
+            cx.actions.extend(place);
+            self.advance(cx, position + 1);
+            self.heed_executed(cx);
+            return;
+        }
         self.note_executed(cx, position);
         if self.arrived.contains(position) {
             cx.counters.unexpected_response += 1;
@@ -183,6 +198,14 @@ impl Requester {
     /// The peer has executed everything before `to`; what it said nothing of may have to go again.
     fn executed<M: Memory>(&mut self, cx: &mut Context<'_, M>, to: u64) {
         self.note_executed(cx, to);
+        self.heed_executed(cx);
+    }
+
+    /// Looks whether something has to go again, after the peer told how far it is.
+    fn heed_executed<M: Memory>(&mut self, cx: &mut Context<'_, M>) {
+        if self.recovery.is_idle() && self.una == self.acked {
+            return;
+        }
         if let Some(sent_at) = self.recovery.answered(self.acked) {
             self.timeout.measure_first(cx.now - sent_at);
         }
