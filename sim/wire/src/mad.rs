@@ -19,13 +19,15 @@
 //! there is an [`IpHeader`].
 //!
 //! Fields narrower than their type are masked when they are emitted. Fields of the reliable datagram
-//! service (EE contexts) are sent as zero and not looked at.
+//! service are sent as zero and not looked at, but for [`Rep::ee_context`], which XRC uses. The header's
+//! attribute modifier belongs to the [`Ece`] of a REQ or REP; other messages send it as zero.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::{Qpn, chunk};
 
+mod alternate;
 mod connect;
 mod disconnect;
 mod ip_header;
@@ -33,7 +35,8 @@ mod reject;
 mod service_id;
 mod sidr;
 
-pub use connect::{Path, Rep, Req, Rtu, Transport};
+pub use alternate::{ApStatus, Apr, Lap};
+pub use connect::{Ece, Path, Rep, Req, Rtu, Transport};
 pub use disconnect::{Drep, Dreq};
 pub use ip_header::IpHeader;
 pub use reject::{Mra, Rej, RejectReason, Subject};
@@ -76,6 +79,10 @@ pub enum Attribute {
     SidrReq = 0x17,
     /// Service id resolution reply.
     SidrRep = 0x18,
+    /// Load alternate path.
+    Lap = 0x19,
+    /// Alternate path response.
+    Apr = 0x1A,
 }
 
 impl Attribute {
@@ -90,6 +97,8 @@ impl Attribute {
             0x16 => Attribute::Drep,
             0x17 => Attribute::SidrReq,
             0x18 => Attribute::SidrRep,
+            0x19 => Attribute::Lap,
+            0x1A => Attribute::Apr,
             _ => return None,
         })
     }
@@ -112,6 +121,8 @@ impl fmt::Display for Attribute {
             Attribute::Drep => "DREP",
             Attribute::SidrReq => "SIDR_REQ",
             Attribute::SidrRep => "SIDR_REP",
+            Attribute::Lap => "LAP",
+            Attribute::Apr => "APR",
         })
     }
 }
@@ -134,7 +145,7 @@ pub enum MalformedMad {
     /// Not a Send.
     #[error("MAD method {0:#04x} instead of 0x03")]
     Method(u8),
-    /// Not a message of [`Attribute`]. Loading of alternate paths (LAP, APR) is not supported.
+    /// Not a message of [`Attribute`].
     #[error("unknown connection-manager message {0:#06x}")]
     Attribute(u16),
 }
@@ -205,17 +216,19 @@ impl<T: AsRef<[u8]>> Packet<T> {
 
     /// The message.
     pub fn message(&self) -> Message {
-        let body = &self.chunk(HEADER_LEN);
+        let (body, modifier) = (&self.chunk(HEADER_LEN), u32::from_be_bytes(self.chunk(20)));
         match self.attribute {
-            Attribute::Req => Message::Req(Req::parse(body)),
+            Attribute::Req => Message::Req(Req::parse(body, modifier)),
             Attribute::Mra => Message::Mra(Mra::parse(body)),
             Attribute::Rej => Message::Rej(Rej::parse(body)),
-            Attribute::Rep => Message::Rep(Rep::parse(body)),
+            Attribute::Rep => Message::Rep(Rep::parse(body, modifier)),
             Attribute::Rtu => Message::Rtu(Rtu::parse(body)),
             Attribute::Dreq => Message::Dreq(Dreq::parse(body)),
             Attribute::Drep => Message::Drep(Drep::parse(body)),
             Attribute::SidrReq => Message::SidrReq(SidrReq::parse(body)),
             Attribute::SidrRep => Message::SidrRep(SidrRep::parse(body)),
+            Attribute::Lap => Message::Lap(Lap::parse(body)),
+            Attribute::Apr => Message::Apr(Apr::parse(body)),
         }
     }
 
@@ -254,6 +267,7 @@ impl Repr {
         mad[4..6].copy_from_slice(&self.status.to_be_bytes());
         mad[8..16].copy_from_slice(&self.transaction_id.to_be_bytes());
         mad[16..18].copy_from_slice(&self.message.attribute().value().to_be_bytes());
+        mad[20..24].copy_from_slice(&self.message.attribute_modifier().to_be_bytes());
         mad[HEADER_LEN..].copy_from_slice(&self.message.emit());
         mad
     }
@@ -282,6 +296,8 @@ pub enum Message {
     Drep(Drep),
     SidrReq(SidrReq),
     SidrRep(SidrRep),
+    Lap(Lap),
+    Apr(Apr),
 }
 
 impl Message {
@@ -297,6 +313,16 @@ impl Message {
             Message::Drep(_) => Attribute::Drep,
             Message::SidrReq(_) => Attribute::SidrReq,
             Message::SidrRep(_) => Attribute::SidrRep,
+            Message::Lap(_) => Attribute::Lap,
+            Message::Apr(_) => Attribute::Apr,
+        }
+    }
+
+    fn attribute_modifier(&self) -> u32 {
+        match self {
+            Message::Req(req) => req.ece.options,
+            Message::Rep(rep) => rep.ece.options,
+            _ => 0,
         }
     }
 
@@ -311,6 +337,8 @@ impl Message {
             Message::Drep(message) => message.emit(),
             Message::SidrReq(message) => message.emit(),
             Message::SidrRep(message) => message.emit(),
+            Message::Lap(message) => message.emit(),
+            Message::Apr(message) => message.emit(),
         }
     }
 }
@@ -327,6 +355,8 @@ impl fmt::Display for Message {
             Message::Drep(message) => message.fmt(f),
             Message::SidrReq(message) => message.fmt(f),
             Message::SidrRep(message) => message.fmt(f),
+            Message::Lap(message) => message.fmt(f),
+            Message::Apr(message) => message.fmt(f),
         }
     }
 }

@@ -12,7 +12,7 @@ const MESSAGES: &[(u8, &str, &[Bits])] = &[
         0x10,
         "REQ",
         &[
-            (4, 0, 32),
+            (4, 0, 8),
             (24, 0, 32),
             (36, 0, 24),
             (40, 0, 24),
@@ -26,22 +26,28 @@ const MESSAGES: &[(u8, &str, &[Bits])] = &[
     ),
     (0x11, "MRA", &[(8, 2, 6), (9, 5, 3)]),
     (0x12, "REJ", &[(8, 2, 6), (9, 7, 1)]),
-    (0x13, "REP", &[(15, 0, 40), (23, 0, 8), (27, 4, 4)]),
+    (0x13, "REP", &[(27, 4, 4)]),
     (0x14, "RTU", &[]),
     (0x15, "DREQ", &[(11, 0, 8)]),
     (0x16, "DREP", &[]),
     (0x17, "SIDR_REQ", &[(6, 0, 16)]),
     (0x18, "SIDR_REP", &[(6, 0, 16), (11, 0, 8)]),
+    (0x19, "LAP", &[(8, 0, 32), (15, 5, 3), (16, 0, 32), (58, 4, 4), (61, 0, 2), (62, 5, 3), (63, 5, 3)]),
+    (0x1A, "APR", &[(10, 0, 16)]),
 ];
 
 fn mads() -> impl Strategy<Value = (usize, [u8; LEN])> {
     let body = proptest::collection::vec(any::<u8>(), LEN - HEADER_LEN);
-    (0..MESSAGES.len(), any::<u16>(), any::<u64>(), body).prop_map(|(message, status, tid, body)| {
+    let header = (any::<u16>(), any::<u64>(), any::<u32>());
+    (0..MESSAGES.len(), header, body).prop_map(|(message, (status, tid, modifier), body)| {
         let mut mad = [0; LEN];
         mad[..4].copy_from_slice(&[1, 7, 2, 3]);
         mad[4..6].copy_from_slice(&status.to_be_bytes());
         mad[8..16].copy_from_slice(&tid.to_be_bytes());
         mad[17] = MESSAGES[message].0;
+        if matches!(MESSAGES[message].1, "REQ" | "REP") {
+            mad[20..24].copy_from_slice(&modifier.to_be_bytes());
+        }
         mad[HEADER_LEN..].copy_from_slice(&body);
         (message, mad)
     })

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use anyverbs_wire::mad::{
-    IpHeader, Message, Mra, Path, RejectReason, Rep, Repr, Req, Rtu, ServiceId, Subject, Transport,
+    IpHeader, Message, Mra, Path, RejectReason, Rep, Repr, Req, Rtu, ServiceId, Subject,
 };
 use anyverbs_wire::{Psn, Qpn};
 
@@ -13,12 +13,11 @@ use super::counters::{Outcome, Why};
 use super::error::Error;
 use super::event::{Action, ConnectResponse, Event, Id, PrivateData};
 use super::table::{Connection, RemoteId, RemoteQp};
-use super::{Asked, ConnectionManager, Output, State, fixed, usable};
+use super::terms::{Capabilities, Tag, Terms, Transport};
+use super::{Asked, ConnectionManager, Output, State, fixed, fixed_after, usable};
 use crate::qp::Mtu;
 use crate::time::Time;
 
-/// The default partition, full membership (IBA 10.9.1.2).
-const DEFAULT_PKEY: u16 = 0xffff;
 /// LIDs on Ethernet: there are none.
 const NO_LID: u16 = 0xffff;
 
@@ -31,30 +30,8 @@ pub struct Connect {
     pub destination: IpAddr,
     /// The service that is asked for.
     pub service_id: ServiceId,
-    /// The transport service.
-    pub transport: Transport,
-    /// Says which, for [`Transport::Extended`]: 1 is XRC.
-    pub extended_transport: u8,
-    /// Our queue pair.
-    pub qpn: Qpn,
-    /// Our first PSN.
-    pub starting_psn: Psn,
-    /// The path MTU.
-    pub path_mtu: Mtu,
-    /// The partition.
-    pub pkey: u16,
-    /// READs and atomics that we accept at once.
-    pub responder_resources: u8,
-    /// READs and atomics that we want to have outstanding.
-    pub initiator_depth: u8,
-    /// The peer's `retry_cnt`: 0..=7.
-    pub retry_count: u8,
-    /// The peer's `rnr_retry`: 0..=6; 7 is without end.
-    pub rnr_retry_count: u8,
-    /// We do end-to-end flow control.
-    pub flow_control: bool,
-    /// Our queue pair is on a shared receive queue.
-    pub srq: bool,
+    /// What we propose.
+    pub terms: Terms,
     /// Flow label of the path: 20 bits.
     pub flow_label: u32,
     /// Traffic class of the path.
@@ -66,7 +43,7 @@ pub struct Connect {
 }
 
 impl Connect {
-    /// A reliable connection with one READ or atomic at once each way.
+    /// Asks for [`Terms::new`] by a path of default class.
     pub const fn new(
         source: IpAddr,
         destination: IpAddr,
@@ -79,31 +56,11 @@ impl Connect {
             source,
             destination,
             service_id,
-            transport: Transport::Rc,
-            extended_transport: 0,
-            qpn,
-            starting_psn,
-            path_mtu,
-            pkey: DEFAULT_PKEY,
-            responder_resources: 1,
-            initiator_depth: 1,
-            retry_count: 7,
-            rnr_retry_count: 7,
-            flow_control: true,
-            srq: false,
+            terms: Terms::new(qpn, starting_psn, path_mtu),
             flow_label: 0,
             traffic_class: 0,
             hop_limit: 64,
             ip_header: None,
-        }
-    }
-
-    fn private_data(&self, user: &[u8]) -> Result<[u8; 92], Error> {
-        match &self.ip_header {
-            Some(header) => {
-                header.with_user_data(user).ok_or(Error::PrivateDataTooLong { max: 92 - IpHeader::LEN })
-            }
-            None => fixed(user),
         }
     }
 }
@@ -124,8 +81,8 @@ impl ConnectionManager {
         private_data: &[u8],
         actions: &mut Vec<Action>,
     ) -> Result<Id, Error> {
-        let private_data = connect.private_data(private_data)?;
-        self.check_qpn(connect.qpn)?;
+        let private_data = fixed_after(connect.ip_header.as_ref(), private_data)?;
+        self.check_qpn(connect.terms.qpn)?;
         if self.table.is_full() {
             return Err(Error::TooManyConnections);
         }
@@ -138,9 +95,11 @@ impl ConnectionManager {
         connection.service = bounded(self.config.response_timeout);
         connection.timewait = bounded(ack_timeout);
         connection.max_retries = self.config.retries();
+        connection.transport = connect.terms.transport;
+        connection.told_capabilities = connect.terms.capabilities.is_some();
         let transaction_id = connection.transaction_id;
         self.table.insert(connection);
-        self.table.bind_local(id, connect.qpn);
+        self.table.bind_local(id, connect.terms.qpn);
         let req = self.req(connect, id, ack_timeout, private_data);
         let mad = Repr { transaction_id, status: 0, message: Message::Req(req) };
         self.request(&mut Output { now, actions }, id, State::ReqSent, mad);
@@ -148,27 +107,30 @@ impl ConnectionManager {
     }
 
     fn req(&self, connect: &Connect, id: Id, ack_timeout: u8, private_data: [u8; 92]) -> Req {
+        let terms = &connect.terms;
+        let (transport, extended_transport) = terms.transport.to_wire();
         Req {
             local_comm_id: id.0,
+            ece: Capabilities::to_wire(terms.capabilities, Tag::Req),
             service_id: connect.service_id,
             ca_guid: self.config.ca_guid,
             qkey: 0,
-            qpn: connect.qpn,
-            responder_resources: connect.responder_resources,
-            initiator_depth: connect.initiator_depth,
+            qpn: terms.qpn,
+            responder_resources: terms.responder_resources,
+            initiator_depth: terms.initiator_depth,
             remote_response_timeout: self.config.response_timeout.min(31),
-            transport: connect.transport,
-            flow_control: connect.flow_control,
-            starting_psn: connect.starting_psn,
+            transport,
+            flow_control: terms.flow_control,
+            starting_psn: terms.starting_psn,
             local_response_timeout: self.config.response_timeout.min(31),
-            retry_count: connect.retry_count,
-            pkey: connect.pkey,
-            path_mtu: mtu_code(connect.path_mtu),
+            retry_count: terms.retry_count,
+            pkey: terms.pkey,
+            path_mtu: mtu_code(terms.path_mtu),
             rdc_exists: false,
-            rnr_retry_count: connect.rnr_retry_count,
+            rnr_retry_count: terms.rnr_retry_count,
             max_cm_retries: self.config.retries(),
-            srq: connect.srq,
-            extended_transport: connect.extended_transport,
+            srq: terms.srq,
+            extended_transport,
             primary: Path {
                 local_lid: NO_LID,
                 remote_lid: NO_LID,
@@ -225,12 +187,15 @@ impl ConnectionManager {
         if matches!(state, State::ReqSent | State::MraReqRcvd) {
             return self.on_first_rep(out, id, source, mad, rep);
         }
-        let same = self.table.get(id).is_some_and(|known| known.remote_comm_id() == rep.local_comm_id);
+        let same = self.table.get(id).is_some_and(|connection| is_repeated(connection, rep));
         match state {
             State::RepRcvd | State::DreqSent if same => Outcome::Duplicate,
             // The RTU, or the MRA, was lost.
             State::MraRepSent | State::Established if same => self.repeat_answer(out, id),
-            State::TimeWait => self.on_unexpected_rep(out, source, mad, rep),
+            // Not again, but of another life of the peer, which cannot know this connection.
+            State::TimeWait | State::RepRcvd | State::MraRepSent | State::Established | State::DreqSent => {
+                self.on_unexpected_rep(out, source, mad, rep)
+            }
             _ => Outcome::Dropped(Why::OutOfState),
         }
     }
@@ -244,9 +209,16 @@ impl ConnectionManager {
         rep: &Rep,
     ) -> Outcome {
         let remote_id = RemoteId { address: source, ca_guid: rep.ca_guid, comm_id: rep.local_comm_id };
-        let remote_qp = RemoteQp { address: source, ca_guid: rep.ca_guid, qpn: rep.qpn };
-        if !usable(rep.qpn) || self.table.by_remote_id(&remote_id).is_some() {
+        let Some(asked) = self.table.get(id) else { return Outcome::Dropped(Why::UnknownId) };
+        let qpn = answering_qpn(asked, rep);
+        let remote_qp = RemoteQp { address: source, ca_guid: rep.ca_guid, qpn };
+        if !usable(qpn) {
             return Outcome::Dropped(Why::Invalid);
+        }
+        if let Some(stale) = self.table.by_remote_id(&remote_id) {
+            // The peer restarted and uses an id again. Once the old connection is over, its REP will do.
+            self.disconnect_stale(out, stale);
+            return Outcome::Dropped(Why::Stale);
         }
         if let Some(stale) = self.table.by_remote_qp(&remote_qp) {
             return self.on_stale_rep(out, id, stale, source, mad, remote_id);
@@ -258,13 +230,14 @@ impl ConnectionManager {
         };
         connection.state = State::RepRcvd;
         connection.request = None;
+        connection.remote_psn = Some(rep.starting_psn);
         connection.timewait = bounded(ack_timeout);
         // The peer waits for as long as our REQ told it to. An MRA has to come first.
         let slow_at = out.now + connection.service / 2;
         let response = ConnectResponse {
             id,
             ca_guid: rep.ca_guid,
-            qpn: rep.qpn,
+            qpn,
             starting_psn: rep.starting_psn,
             responder_resources: rep.initiator_depth,
             initiator_depth: rep.responder_resources,
@@ -272,6 +245,10 @@ impl ConnectionManager {
             ack_timeout,
             flow_control: rep.flow_control,
             srq: rep.srq,
+            capabilities: connection
+                .told_capabilities
+                .then(|| Capabilities::from_wire(rep.ece, Tag::Rep))
+                .flatten(),
             private_data: PrivateData::received(&rep.private_data),
         };
         out.tell(connection, Event::ConnectResponse(response));
@@ -331,6 +308,19 @@ impl ConnectionManager {
         self.table.arm(id, deadline);
         Outcome::Handled
     }
+}
+
+/// The queue pair of a REP. An XRC target names it in another place, as the kernel does.
+fn answering_qpn(asked: &Connection, rep: &Rep) -> Qpn {
+    if asked.transport == Transport::Xrc { rep.ee_context } else { rep.qpn }
+}
+
+/// Whether a REP is the one that we know. A peer that restarts may answer our REQ again, with an id that it
+/// has used before.
+fn is_repeated(connection: &Connection, rep: &Rep) -> bool {
+    connection.remote_comm_id() == rep.local_comm_id
+        && connection.remote_qpn() == answering_qpn(connection, rep)
+        && connection.remote_psn == Some(rep.starting_psn)
 }
 
 /// The GID of an address: IPv4 is mapped.

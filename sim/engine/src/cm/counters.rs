@@ -3,7 +3,7 @@
 use anyverbs_wire::mad::Attribute;
 
 /// Every message, in the order of the kernel's counters.
-const MESSAGES: [Attribute; 9] = [
+const MESSAGES: [Attribute; 11] = [
     Attribute::Req,
     Attribute::Mra,
     Attribute::Rej,
@@ -13,6 +13,8 @@ const MESSAGES: [Attribute; 9] = [
     Attribute::Drep,
     Attribute::SidrReq,
     Attribute::SidrRep,
+    Attribute::Lap,
+    Attribute::Apr,
 ];
 
 macro_rules! message_names {
@@ -27,6 +29,8 @@ macro_rules! message_names {
             concat!($group, "/drep"),
             concat!($group, "/sidr_req"),
             concat!($group, "/sidr_rep"),
+            concat!($group, "/lap"),
+            concat!($group, "/apr"),
         ]
     };
 }
@@ -147,8 +151,8 @@ drops! {
     NoListener no_listener,
     /// Requests and replies refused: their queue pair is connected to another one of ours.
     Stale stale,
-    /// Requests refused: of a service or an MTU that the device does not have, or with a communication id
-    /// that is in use.
+    /// Requests refused: of a service or an MTU that the device does not have, with a communication id that
+    /// is in use, or for an alternate path.
     Unacceptable unacceptable,
 }
 
@@ -174,7 +178,7 @@ mod tests {
             (0..=nth).for_each(|_| counters.received.count(message));
         }
         let counts: Vec<_> = counters.iter().filter(|(name, _)| name.starts_with("cm_rx_msgs/")).collect();
-        let names = ["req", "mra", "rej", "rep", "rtu", "dreq", "drep", "sidr_req", "sidr_rep"];
+        let names = ["req", "mra", "rej", "rep", "rtu", "dreq", "drep", "sidr_req", "sidr_rep", "lap", "apr"];
         assert_eq!(counts.len(), names.len());
         for ((name, count), expected) in counts.into_iter().zip(names) {
             assert_eq!(name.strip_prefix("cm_rx_msgs/"), Some(expected));

@@ -4,12 +4,10 @@ use std::fmt;
 use std::net::IpAddr;
 use std::ops::Deref;
 
-use anyverbs_wire::mad::{
-    IpHeader, Path, RejectReason, Repr, ServiceId, SidrStatus, Subject, Transport, private_data,
-};
+use anyverbs_wire::mad::{IpHeader, Path, RejectReason, Repr, ServiceId, SidrStatus, Subject, private_data};
 use anyverbs_wire::{Psn, Qpn};
 
-use crate::qp::Mtu;
+use super::terms::{Capabilities, Terms};
 
 /// Names a connection or a resolution of one manager, from its beginning to [`Event::TimewaitExit`].
 ///
@@ -143,7 +141,7 @@ impl Event {
     }
 }
 
-/// A peer's REQ, as its receiver needs it: resources and depth are *ours*, the peer's swapped.
+/// A peer's REQ, as its receiver needs it.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct ConnectRequest {
     /// The connection that would be.
@@ -154,30 +152,8 @@ pub struct ConnectRequest {
     pub source: IpAddr,
     /// GUID of the peer's device.
     pub ca_guid: u64,
-    /// The transport service.
-    pub transport: Transport,
-    /// Says which, for [`Transport::Extended`]: 1 is XRC.
-    pub extended_transport: u8,
-    /// The peer's queue pair: our `dest_qpn`.
-    pub qpn: Qpn,
-    /// The peer's first PSN: our `rq_psn`.
-    pub starting_psn: Psn,
-    /// The path MTU.
-    pub path_mtu: Mtu,
-    /// The partition.
-    pub pkey: u16,
-    /// READs and atomics that the peer wants to have outstanding at us: our `max_dest_rd_atomic`.
-    pub responder_resources: u8,
-    /// READs and atomics that the peer accepts from us at once: the most that our `max_rd_atomic` may be.
-    pub initiator_depth: u8,
-    /// Our `retry_cnt`.
-    pub retry_count: u8,
-    /// Our `rnr_retry`.
-    pub rnr_retry_count: u8,
-    /// The peer does end-to-end flow control.
-    pub flow_control: bool,
-    /// The peer's queue pair is on a shared receive queue.
-    pub srq: bool,
+    /// What the peer proposes.
+    pub terms: Terms,
     /// The path as the peer sees it. Its `ack_timeout` is our `timeout`.
     pub path: Path,
     /// The peer's private data: 92 bytes.
@@ -213,8 +189,10 @@ pub struct ConnectResponse {
     pub ack_timeout: u8,
     /// The peer does end-to-end flow control.
     pub flow_control: bool,
-    /// The peer's queue pair is on a shared receive queue.
+    /// The peer's queue pair is on a shared receive queue, as that of an XRC target always is.
     pub srq: bool,
+    /// What the peer's device can do beyond the specification, if it says so; never without our having told.
+    pub capabilities: Option<Capabilities>,
     /// The peer's private data: 196 bytes.
     pub private_data: PrivateData,
 }

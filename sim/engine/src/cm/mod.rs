@@ -33,23 +33,42 @@
 //!
 //! # States
 //!
-//! IBA 12.9.7.1 has the active states, 12.9.7.2 the passive ones. What a state has no cell for changes nothing
-//! and is counted ([`Counters::out_of_state`]).
+//! IBA 12.9.7.1 has the active states, 12.9.7.2 the passive ones. A message that arrives:
 //!
-//! | state | sent again on time-out | message: effect | after the last time-out |
-//! |---|---|---|---|
-//! | [`ReqSent`](State::ReqSent) | REQ | MRA: wait longer. REP: `ConnectResponse`. REJ: `Rejected` | REJ timeout, `Unreachable` |
-//! | [`MraReqRcvd`](State::MraReqRcvd) | REQ, and back to `ReqSent` | as `ReqSent` | as `ReqSent` |
-//! | [`ReqRcvd`](State::ReqRcvd) | MRA, once | REQ: nothing. REJ: `Rejected` | |
-//! | [`MraReqSent`](State::MraReqSent) | | REQ: MRA again. REJ: `Rejected` | REJ timeout, `Unreachable` |
-//! | [`RepSent`](State::RepSent) | REP | REQ: REP again. MRA: wait longer. RTU, or data: `Established`. REJ: `Rejected`. DREQ: DREP, `Disconnected` | REJ timeout, `Unreachable` |
-//! | [`MraRepRcvd`](State::MraRepRcvd) | REP, and back to `RepSent` | as `RepSent` | as `RepSent` |
-//! | [`RepRcvd`](State::RepRcvd) | MRA, once | REP: nothing. REJ: `Rejected` | |
-//! | [`MraRepSent`](State::MraRepSent) | | REP: MRA again. REJ: `Rejected` | REJ timeout, `Unreachable` |
-//! | [`Established`](State::Established) | | REP: RTU again. DREQ: DREP, `Disconnected`. REJ, if not of the REQ: `Disconnected` | |
-//! | [`DreqSent`](State::DreqSent) | DREQ | DREP: `Disconnected`. DREQ: DREP, `Disconnected`. REJ: `Disconnected` | `Disconnected` |
-//! | [`TimeWait`](State::TimeWait) | | DREQ: DREP again. REQ, REP, RTU: the REJ again that ended it, else REJ stale to REQ, REJ invalid id to REP | `TimewaitExit` |
-//! | none | | REQ: `ConnectRequest`, or REJ. REP: REJ invalid id. DREQ: DREP | |
+//! | state | REQ | MRA | REJ | REP | RTU | DREQ | LAP |
+//! |---|---|---|---|---|---|---|---|
+//! | none | `ConnectRequest` | - | - | REJ invalid id | - | DREP | APR invalid id |
+//! | [`ReqSent`](State::ReqSent) | | to `MraReqRcvd` | `Rejected` | `ConnectResponse`, to `RepRcvd` | - | DREP | APR invalid id |
+//! | [`MraReqRcvd`](State::MraReqRcvd) | | again | `Rejected` | `ConnectResponse`, to `RepRcvd` | - | DREP | APR invalid id |
+//! | [`ReqRcvd`](State::ReqRcvd) | again | - | `Rejected` | | - | - | - |
+//! | [`MraReqSent`](State::MraReqSent) | again: MRA | - | `Rejected` | | - | - | - |
+//! | [`RepSent`](State::RepSent) | again: REP | to `MraRepRcvd` | `Rejected` | | `Established` | `Disconnected`, DREP | APR unsupported |
+//! | [`MraRepRcvd`](State::MraRepRcvd) | again | again | `Rejected` | | `Established` | `Disconnected`, DREP | APR unsupported |
+//! | [`RepRcvd`](State::RepRcvd) | | - | `Rejected` (1) | again | - | - | - |
+//! | [`MraRepSent`](State::MraRepSent) | | - | `Rejected` (1) | again: MRA | - | - | - |
+//! | [`Established`](State::Established) | again | - | `Disconnected` (1) | again: RTU | again | `Disconnected`, DREP | APR unsupported |
+//! | [`DreqSent`](State::DreqSent) | again | - | `Disconnected` (1) | again | again | `Disconnected`, DREP | - |
+//! | [`TimeWait`](State::TimeWait) | again: REJ (2) | - | again | REJ (2) | - (2) | again: DREP | - |
+//!
+//! "-" changes nothing and is counted ([`Counters::out_of_state`], or [`Counters::unknown_id`] without a
+//! connection); "again" is a [duplicate](Counters::duplicates), and what follows it is sent again; an empty cell
+//! cannot be, since the other side has no name for such a connection. DREP in `DreqSent` is `Disconnected`, in
+//! `TimeWait` a duplicate. APR is never asked for. (1) Unless it is of the REQ, which the peer has answered.
+//! (2) The REJ that ended the connection again, to an RTU as well; else stale to REQ, invalid id to REP. Before
+//! the peer has named itself, a DREQ or LAP with any id of its own is one of no connection.
+//!
+//! Data at the queue pair does what an RTU does ([`ConnectionManager::communication_established`]). A REP of the
+//! same exchange with another id, queue pair or PSN is of another life of the peer, and refused like one to no
+//! connection. Time does:
+//!
+//! | state | when the time is up | after the last time |
+//! |---|---|---|
+//! | `ReqSent`, `MraReqRcvd` | REQ again, in `ReqSent` | REJ timeout, `Unreachable` |
+//! | `ReqRcvd`, `RepRcvd` | MRA, to `MraReqSent` or `MraRepSent` | |
+//! | `MraReqSent`, `MraRepSent` | | REJ timeout, `Unreachable` |
+//! | `RepSent`, `MraRepRcvd` | REP again, in `RepSent` | REJ timeout, `Unreachable` |
+//! | `DreqSent` | DREQ again | `Disconnected` |
+//! | `TimeWait` | | `TimewaitExit` |
 //!
 //! A connection ends with `Rejected`, `Unreachable` or `Disconnected`, or in a call of the consumer
 //! (`reject`), and then with `TimewaitExit`, after which its id and its queue-pair number are free. A
@@ -66,9 +85,32 @@
 //! counted and nothing else. What belongs to no connection passes a token bucket first. A request then needs
 //! room in the listener's backlog, in its source's share, and in the table ([`Limits`]). Times that a peer may
 //! choose are bounded.
+//!
+//! Every message that arrives is counted once, by what became of it:
+//!
+//! | what arrives | counter |
+//! |---|---|
+//! | not 256 bytes; another version, class or method; an unknown message | [`malformed`](Counters::malformed) |
+//! | a status other than 0; a queue pair that cannot be connected | [`invalid`](Counters::invalid) |
+//! | an id that is not ours, or not with this id of the peer's; a DREQ or LAP with another queue pair; a REP of another life | [`unknown_id`](Counters::unknown_id) |
+//! | from another address than the peer's | [`wrong_source`](Counters::wrong_source) |
+//! | of another exchange: forged, or late and of an earlier use of the ids | [`wrong_transaction`](Counters::wrong_transaction) |
+//! | for another state than the connection's; an APR | [`out_of_state`](Counters::out_of_state) |
+//! | of no connection, too many of them | [`throttled`](Counters::throttled) |
+//! | a request beyond backlog or share | [`over_quota`](Counters::over_quota) |
+//! | a request to a full table: REJ no resources | [`no_resources`](Counters::no_resources) |
+//! | a request for a service without a listener: REJ invalid service id | [`no_listener`](Counters::no_listener) |
+//! | a REQ or REP whose queue pair is connected to us: REJ stale, and DREQ to the old connection; a REP with an id of an old connection: DREQ to that | [`stale`](Counters::stale) |
+//! | a REQ that the device cannot serve, or with an id that is in use: REJ; a LAP: APR | [`unacceptable`](Counters::unacceptable) |
+//! | once more | [`duplicates`](Counters::duplicates) |
+//!
+//! What names a connection has to be late by more than its timewait, and meet 64 random bits again, to be taken
+//! for another one's. DREQ, DREP and LAP begin or end exchanges of their own: a DREQ and a LAP are known by both
+//! ids, queue pair and address alone, a DREP by the DREQ's transaction.
 
 mod active;
 mod admission;
+mod alternate;
 mod config;
 mod counters;
 mod error;
@@ -79,6 +121,7 @@ mod reject;
 mod release;
 mod sidr;
 mod table;
+mod terms;
 mod timer;
 
 use std::fmt;
@@ -86,7 +129,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyverbs_wire::Qpn;
-use anyverbs_wire::mad::{Message, Packet, Repr, ServiceId, private_data};
+use anyverbs_wire::mad::{IpHeader, Message, Packet, Repr, ServiceId, private_data};
 
 use crate::time::Time;
 use admission::Admission;
@@ -105,6 +148,7 @@ pub use event::{
 pub use passive::Accept;
 pub use sidr::{SidrAnswer, SidrAsk};
 pub use table::State;
+pub use terms::{Capabilities, Terms, Transport};
 
 /// Where random numbers come from: communication ids and transaction ids, which nobody should be able to
 /// guess.
@@ -258,6 +302,8 @@ impl ConnectionManager {
             Message::Drep(drep) => self.on_drep(out, source, mad, drep),
             Message::SidrReq(request) => self.on_sidr_req(out, source, mad, request),
             Message::SidrRep(reply) => self.on_sidr_rep(out, source, mad, reply),
+            Message::Lap(lap) => self.on_lap(out, source, mad, lap),
+            Message::Apr(apr) => self.on_apr(source, apr),
         };
         self.counters.outcome(mad.message.attribute(), outcome);
     }
@@ -441,4 +487,14 @@ fn usable(qpn: Qpn) -> bool {
 /// Private data of a message that has room for `N` bytes.
 fn fixed<const N: usize>(bytes: &[u8]) -> Result<[u8; N], Error> {
     private_data(bytes).ok_or(Error::PrivateDataTooLong { max: N })
+}
+
+/// The same, after the header that librdmacm's peers expect before it, if they do.
+fn fixed_after<const N: usize>(header: Option<&IpHeader>, bytes: &[u8]) -> Result<[u8; N], Error> {
+    match header {
+        Some(header) => {
+            header.with_user_data(bytes).ok_or(Error::PrivateDataTooLong { max: N - IpHeader::LEN })
+        }
+        None => fixed(bytes),
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use anyverbs_wire::mad::{Message, Path, RejectReason, Rep, Repr, Req, Rtu, Transport, path_mtu};
+use anyverbs_wire::mad::{Message, Path, RejectReason, Rep, Repr, Req, Rtu, path_mtu};
 use anyverbs_wire::{Psn, Qpn};
 
 use super::config::bounded;
@@ -10,6 +10,7 @@ use super::counters::{Outcome, Why};
 use super::error::Error;
 use super::event::{Action, Cause, ConnectRequest, Event, Id, PrivateData};
 use super::table::{Connection, RemoteId, RemoteQp};
+use super::terms::{Capabilities, Tag, Terms, Transport};
 use super::{Asked, ConnectionManager, Held, Output, State, fixed, usable};
 use crate::qp::Mtu;
 use crate::time::Time;
@@ -34,19 +35,25 @@ pub struct Accept {
     pub flow_control: bool,
     /// Our queue pair is on a shared receive queue.
     pub srq: bool,
+    /// What our device can do beyond the specification. It is told only to a peer that told as well.
+    pub capabilities: Option<Capabilities>,
 }
 
 impl Accept {
     /// Accepts with all that was asked for.
+    ///
+    /// An XRC target begins nothing and is always on a shared receive queue: of `initiator_depth`,
+    /// `flow_control` and `srq` its REP says so, whatever is here.
     pub const fn new(request: &ConnectRequest, qpn: Qpn, starting_psn: Psn) -> Self {
         Accept {
             qpn,
             starting_psn,
-            responder_resources: request.responder_resources,
-            initiator_depth: request.initiator_depth,
-            rnr_retry_count: request.rnr_retry_count,
+            responder_resources: request.terms.responder_resources,
+            initiator_depth: request.terms.initiator_depth,
+            rnr_retry_count: request.terms.rnr_retry_count,
             flow_control: true,
             srq: false,
+            capabilities: None,
         }
     }
 }
@@ -78,19 +85,25 @@ impl ConnectionManager {
             return Err(Error::InitiatorDepth { offered: connection.offered });
         }
         self.check_qpn(accept.qpn)?;
+        // An XRC target's queue pair goes where the kernel looks for it.
+        let xrc = connection.transport == Transport::Xrc;
+        let (qpn, ee_context) = if xrc { (Qpn::new(0), accept.qpn) } else { (accept.qpn, Qpn::new(0)) };
+        let capabilities = accept.capabilities.filter(|_| connection.told_capabilities);
         let rep = Rep {
             local_comm_id: id.0,
             remote_comm_id: connection.remote_comm_id(),
+            ece: Capabilities::to_wire(capabilities, Tag::Rep),
             qkey: 0,
-            qpn: accept.qpn,
+            qpn,
+            ee_context,
             starting_psn: accept.starting_psn,
             responder_resources: accept.responder_resources,
-            initiator_depth: accept.initiator_depth,
+            initiator_depth: if xrc { 0 } else { accept.initiator_depth },
             target_ack_delay: self.config.target_ack_delay,
             failover: if connection.alternate { NO_FAILOVER } else { 0 },
-            flow_control: accept.flow_control,
+            flow_control: accept.flow_control && !xrc,
             rnr_retry_count: accept.rnr_retry_count,
-            srq: accept.srq,
+            srq: accept.srq || xrc,
             ca_guid: self.config.ca_guid,
             private_data,
         };
@@ -225,8 +238,8 @@ impl ConnectionManager {
         if !self.admission.listens(req.service_id) {
             return self.on_unclaimed_req(out, source, mad, req);
         }
-        let path_mtu = match self.acceptable(req) {
-            Ok(path_mtu) => path_mtu,
+        let terms = match self.acceptable(req) {
+            Ok(terms) => terms,
             Err(reason) => {
                 self.refuse(out, source, mad, reason);
                 return Outcome::Dropped(Why::Unacceptable);
@@ -244,7 +257,7 @@ impl ConnectionManager {
         if let Err(why) = self.admission.admit(source, req.service_id) {
             return Outcome::Dropped(why);
         }
-        self.open(out, id, source, mad.transaction_id, req, path_mtu);
+        self.open(out, id, source, mad.transaction_id, req, terms);
         Outcome::Handled
     }
 
@@ -261,16 +274,28 @@ impl ConnectionManager {
         Outcome::Handled
     }
 
-    /// The path MTU of a REQ that the device can serve, or why it cannot (IBA 12.6.7.2).
-    fn acceptable(&self, req: &Req) -> Result<Mtu, RejectReason> {
-        match (req.transport, req.extended_transport) {
-            (Transport::Rc | Transport::Uc, _) | (Transport::Extended, 1) => {}
-            _ => return Err(RejectReason::INVALID_TRANSPORT),
-        }
-        path_mtu(req.path_mtu)
+    /// What a REQ proposes, or why the device cannot serve it (IBA 12.6.7.2).
+    fn acceptable(&self, req: &Req) -> Result<Terms, RejectReason> {
+        let transport = Transport::from_wire(req.transport, req.extended_transport)
+            .ok_or(RejectReason::INVALID_TRANSPORT)?;
+        let path_mtu = path_mtu(req.path_mtu)
             .and_then(|bytes| Mtu::from_bytes(u32::from(bytes)))
             .filter(|mtu| *mtu <= self.config.max_mtu)
-            .ok_or(RejectReason::INVALID_MTU)
+            .ok_or(RejectReason::INVALID_MTU)?;
+        Ok(Terms {
+            transport,
+            qpn: req.qpn,
+            starting_psn: req.starting_psn,
+            path_mtu,
+            pkey: req.pkey,
+            responder_resources: req.initiator_depth,
+            initiator_depth: req.responder_resources,
+            retry_count: req.retry_count,
+            rnr_retry_count: req.rnr_retry_count,
+            flow_control: req.flow_control,
+            srq: req.srq,
+            capabilities: Capabilities::from_wire(req.ece, Tag::Req),
+        })
     }
 
     fn open(
@@ -280,7 +305,7 @@ impl ConnectionManager {
         source: IpAddr,
         transaction_id: u64,
         req: &Req,
-        path_mtu: Mtu,
+        terms: Terms,
     ) {
         let mut connection = Connection::new(id, State::ReqRcvd, source, req.service_id, out.now);
         connection.transaction_id = transaction_id;
@@ -289,10 +314,12 @@ impl ConnectionManager {
         connection.timewait = bounded(req.primary.ack_timeout.max(self.config.ack_timeout(0)));
         connection.max_retries = req.max_cm_retries;
         connection.pending = true;
-        connection.offered = req.responder_resources;
+        connection.offered = terms.initiator_depth;
+        connection.transport = terms.transport;
+        connection.told_capabilities = terms.capabilities.is_some();
         connection.alternate = req.alternate != Path::NONE;
         let slow_at = out.now + connection.service / 2;
-        out.tell(&connection, Event::ConnectRequest(asked_for(id, source, req, path_mtu)));
+        out.tell(&connection, Event::ConnectRequest(asked_for(id, source, req, terms)));
         self.table.insert(connection);
         self.table.bind_remote(
             id,
@@ -303,24 +330,13 @@ impl ConnectionManager {
     }
 }
 
-fn asked_for(id: Id, source: IpAddr, req: &Req, path_mtu: Mtu) -> ConnectRequest {
+fn asked_for(id: Id, source: IpAddr, req: &Req, terms: Terms) -> ConnectRequest {
     ConnectRequest {
         id,
         service_id: req.service_id,
         source,
         ca_guid: req.ca_guid,
-        transport: req.transport,
-        extended_transport: req.extended_transport,
-        qpn: req.qpn,
-        starting_psn: req.starting_psn,
-        path_mtu,
-        pkey: req.pkey,
-        responder_resources: req.initiator_depth,
-        initiator_depth: req.responder_resources,
-        retry_count: req.retry_count,
-        rnr_retry_count: req.rnr_retry_count,
-        flow_control: req.flow_control,
-        srq: req.srq,
+        terms,
         path: req.primary,
         private_data: PrivateData::received(&req.private_data),
     }

@@ -10,7 +10,7 @@ use anyverbs_wire::mad::{IpHeader, Message, Repr, ServiceId, SidrRep, SidrReq, S
 use super::counters::{Outcome, Why};
 use super::error::Error;
 use super::event::{Action, Event, Id, PrivateData, SidrReply, SidrRequest};
-use super::{Asked, ConnectionManager, Held, Output, fixed};
+use super::{Asked, ConnectionManager, Held, Output, fixed, fixed_after};
 use crate::time::Time;
 
 /// What to ask for: the fields of a SIDR_REQ.
@@ -130,12 +130,7 @@ impl ConnectionManager {
         private_data: &[u8],
         actions: &mut Vec<Action>,
     ) -> Result<Id, Error> {
-        let private_data = match &ask.ip_header {
-            Some(header) => header
-                .with_user_data(private_data)
-                .ok_or(Error::PrivateDataTooLong { max: 216 - IpHeader::LEN })?,
-            None => fixed(private_data)?,
-        };
+        let private_data = fixed_after(ask.ip_header.as_ref(), private_data)?;
         if self.resolutions.is_full() {
             return Err(Error::TooManyResolutions);
         }

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use anyverbs_wire::Qpn;
 use anyverbs_wire::mad::{Repr, ServiceId};
+use anyverbs_wire::{Psn, Qpn};
 
 use super::event::{Cause, Id};
+use super::terms::Transport;
 use crate::time::Time;
 
 /// The state of a connection (IBA 12.9.7); the table of the [module](super) says what happens in each.
@@ -84,6 +85,11 @@ pub(super) struct Connection {
     pub(super) started: Time,
     /// READs and atomics that a peer's REQ accepts at once.
     pub(super) offered: u8,
+    pub(super) transport: Transport,
+    /// The first PSN of the peer's REP.
+    pub(super) remote_psn: Option<Psn>,
+    /// The REQ has capabilities, so that the REP may have some, too.
+    pub(super) told_capabilities: bool,
     /// A peer's REQ names an alternate path.
     pub(super) alternate: bool,
     /// Why we disconnect.
@@ -117,6 +123,9 @@ impl Connection {
             abandoned: false,
             started: now,
             offered: 0,
+            transport: Transport::Rc,
+            remote_psn: None,
+            told_capabilities: false,
             alternate: false,
             cause: Cause::Local,
             closing: None,

@@ -4,34 +4,30 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::world::*;
-use anyverbs_engine::Mtu;
 use anyverbs_engine::cm::*;
-use anyverbs_wire::mad::{Attribute, IpHeader, Message, PortSpace, ServiceId, Transport, timeout};
+use anyverbs_wire::mad::{Attribute, IpHeader, Message, PortSpace, ServiceId, timeout};
 use anyverbs_wire::{Psn, Qpn};
 
 #[test]
 fn each_side_learns_the_other_and_resources_are_swapped() {
     let mut world = World::new();
-    let connect = Connect {
+    let asked = world.request(0, 50);
+    let terms = Terms {
         transport: Transport::Uc,
         responder_resources: 7,
         initiator_depth: 9,
         retry_count: 5,
         rnr_retry_count: 6,
-        flow_control: true,
         srq: true,
-        traffic_class: 0x68,
-        ..world.request(0, 50)
+        ..asked.terms
     };
+    let connect = Connect { terms, traffic_class: 0x68, ..asked };
     let active = world.call(0, |cm, now, out| cm.connect(now, &connect, b"hello", out)).unwrap();
     world.run(Duration::from_millis(1));
     let request = only_request(&world.take(1));
     assert_eq!((request.service_id, request.source), (SERVICE, world.sides[0].address));
-    assert_eq!((request.qpn, request.starting_psn), (Qpn::new(50), Psn::new(150)));
-    assert_eq!((request.responder_resources, request.initiator_depth), (9, 7));
-    assert_eq!((request.retry_count, request.rnr_retry_count), (5, 6));
-    assert_eq!((request.path_mtu, request.transport), (Mtu::B1024, Transport::Uc));
-    assert!(request.srq && request.flow_control);
+    // All as it was said, but for what is swapped.
+    assert_eq!(request.terms, Terms { responder_resources: 9, initiator_depth: 7, ..terms });
     assert_eq!((request.path.ack_timeout, request.path.traffic_class), (17, 0x68));
     assert_eq!((request.private_data.len(), &request.private_data[..6]), (92, &b"hello\0"[..]));
 

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use crate::world::*;
 use anyverbs_engine::Mtu;
-use anyverbs_engine::cm::*;
+use anyverbs_engine::cm::{Cause, Config, Connect, Error, Event, Rejected, State};
 use anyverbs_wire::Qpn;
-use anyverbs_wire::mad::{Attribute, Message, RejectReason, ServiceId, Subject, Transport};
+use anyverbs_wire::mad::{Attribute, Message, RejectReason, Req, ServiceId, Subject, Transport};
 
 fn rejected(events: &[Event]) -> Rejected {
     match events {
@@ -136,26 +136,26 @@ fn our_side_may_be_patient_with_a_peer_that_does_not_listen_yet() {
 
 #[test]
 fn what_the_device_cannot_do_is_refused_without_asking() {
-    let reason_of = |alter: fn(&mut Connect)| {
+    let reason_of = |alter: fn(&mut Req)| {
         let mut world = World::with([config(0), Config { max_mtu: Mtu::B2048, ..config(1) }], 1);
-        let mut connect = world.request(0, 50);
-        alter(&mut connect);
-        world.call(0, |cm, now, out| cm.connect(now, &connect, b"", out)).unwrap();
+        world.drop_if = lose(0, Attribute::Req, 1);
+        world.connect(0, 50);
+        let req = altered(&last(&world, Attribute::Req), |message| {
+            let Message::Req(req) = message else { panic!("not a REQ") };
+            alter(req);
+        });
+        let source = world.sides[0].address;
+        world.call(1, |cm, now, out| cm.on_mad(now, source, &req, out));
         world.settle();
         assert!(world.take(1).is_empty());
         assert_eq!(world.sides[1].cm.counters().unacceptable, 1);
         world.assert_clean();
         rejected(&world.take(0)).reason
     };
-    assert_eq!(reason_of(|connect| connect.path_mtu = Mtu::B4096), RejectReason::INVALID_MTU);
-    assert_eq!(reason_of(|connect| connect.transport = Transport::Rd), RejectReason::INVALID_TRANSPORT);
-    assert_eq!(reason_of(|connect| connect.transport = Transport::Extended), RejectReason::INVALID_TRANSPORT);
-
-    let mut world = World::new();
-    let xrc = Connect { transport: Transport::Extended, extended_transport: 1, ..world.request(0, 50) };
-    world.call(0, |cm, now, out| cm.connect(now, &xrc, b"", out)).unwrap();
-    world.run(Duration::from_millis(1));
-    assert_eq!(only_request(&world.take(1)).extended_transport, 1);
+    assert_eq!(reason_of(|req| req.path_mtu = 5), RejectReason::INVALID_MTU);
+    assert_eq!(reason_of(|req| req.path_mtu = 0), RejectReason::INVALID_MTU);
+    assert_eq!(reason_of(|req| req.transport = Transport::Rd), RejectReason::INVALID_TRANSPORT);
+    assert_eq!(reason_of(|req| req.transport = Transport::Extended), RejectReason::INVALID_TRANSPORT);
 }
 
 #[test]
@@ -244,4 +244,50 @@ fn a_connection_that_stands_is_not_ended_by_a_rej_of_its_req() {
     });
     world.call(0, |cm, now, out| cm.on_mad(now, source, &mad, out));
     assert!(matches!(world.take(0)[..], [Event::Disconnected { cause: Cause::Rejected(_), .. }]));
+}
+
+/// A peer that restarted answers the REQ again, by chance with the same id. That is no repetition.
+#[test]
+fn a_rep_of_another_life_is_not_a_repetition() {
+    let alters: [fn(&mut anyverbs_wire::mad::Rep); 3] = [
+        |rep| rep.starting_psn = anyverbs_wire::Psn::new(rep.starting_psn.value() + 1),
+        |rep| rep.qpn = Qpn::new(rep.qpn.value() + 1),
+        |rep| rep.local_comm_id ^= 1,
+    ];
+    for alter in alters {
+        let mut world = World::new();
+        let (active, _) = world.connected(50);
+        let other = altered(&last(&world, Attribute::Rep), |message| {
+            let Message::Rep(rep) = message else { panic!("not a REP") };
+            alter(rep);
+        });
+        let (source, rtus) = (world.sides[1].address, world.count(0, Attribute::Rtu));
+        world.call(0, |cm, now, out| cm.on_mad(now, source, &other, out));
+        assert_eq!((world.count(0, Attribute::Rtu), world.count(0, Attribute::Rej)), (rtus, 1));
+        assert_eq!(world.sides[0].cm.counters().unknown_id, 1);
+        assert_eq!(world.state(0, active), Some(State::Established));
+    }
+}
+
+/// A peer that restarted names a new connection by the id of an old one, which so is found to be over.
+#[test]
+fn an_id_that_comes_again_ends_the_old_connection() {
+    let mut world = World::new();
+    let (old, _) = world.connected(50);
+    let Message::Rep(before) = last(&world, Attribute::Rep).message else { panic!("not a REP") };
+    let (active, request) = world.ask(51);
+    world.drop_if = lose(1, Attribute::Rep, 1);
+    world.accept(1, &request, 160).unwrap();
+    let rep = altered(&last(&world, Attribute::Rep), |message| {
+        let Message::Rep(rep) = message else { panic!("not a REP") };
+        rep.local_comm_id = before.local_comm_id;
+    });
+    let source = world.sides[1].address;
+    world.call(0, |cm, now, out| cm.on_mad(now, source, &rep, out));
+    assert_eq!(world.sides[0].cm.counters().stale, 1);
+    assert_eq!(world.state(0, old), Some(State::DreqSent));
+    assert_eq!(world.state(0, active), Some(State::ReqSent));
+    world.run(seconds(2));
+    world.call(0, |cm, now, out| cm.on_mad(now, source, &rep, out));
+    assert_eq!(world.state(0, active), Some(State::RepRcvd));
 }

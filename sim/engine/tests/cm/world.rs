@@ -1,13 +1,13 @@
 //! Two connection managers and a wire in virtual time.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use anyverbs_engine::cm::*;
 use anyverbs_engine::{Mtu, Time};
-use anyverbs_wire::mad::{Attribute, Message, Packet, PortSpace, Repr, ServiceId};
+use anyverbs_wire::mad::{Attribute, Message, Packet, PortSpace, Rep, Repr, Req, ServiceId};
 use anyverbs_wire::{Psn, Qpn};
 
 /// The service that both sides listen on in most tests.
@@ -57,6 +57,8 @@ pub(crate) struct Faults {
     pub(crate) jitter_ms: u64,
     /// Parts per thousand that take up to three seconds, longer than any packet may live.
     pub(crate) tail: u64,
+    /// Parts per thousand of answers that come once more, up to twenty seconds later.
+    pub(crate) replay: u64,
 }
 
 pub(crate) struct Side {
@@ -72,6 +74,16 @@ type DropIf = Box<dyn FnMut(usize, &Repr) -> bool>;
 pub(crate) struct World {
     pub(crate) sides: [Side; 2],
     pub(crate) now: Time,
+    /// How far the clock of each side is ahead of `now`.
+    pub(crate) ahead: [Duration; 2],
+    /// Sides of which nothing arrives.
+    pub(crate) cut: [bool; 2],
+    /// Random bits of a communication id: with few of them, ids of other times and other lives come again.
+    id_bits: u32,
+    /// Every event of each side in its life.
+    pub(crate) heard: [Vec<Event>; 2],
+    /// The transaction of the last REQ or REP in which a side called itself by an id.
+    exchanges: [BTreeMap<u32, u64>; 2],
     pub(crate) rng: Rng,
     pub(crate) faults: Faults,
     /// Every MAD in the order of sending: when, by whom.
@@ -84,9 +96,15 @@ pub(crate) struct World {
 
 const LATENCY: Duration = Duration::from_micros(50);
 
-pub(crate) fn manager(config: Config, seed: u64) -> ConnectionManager {
+/// All bits of an id are random.
+pub(crate) const ANY_ID: u32 = 32;
+
+/// A manager whose numbers come from a seed. Transaction ids are random whatever `id_bits` is: they are all
+/// that tells an id from its next use.
+fn manager(config: Config, seed: u64, id_bits: u32) -> ConnectionManager {
     let mut rng = Rng(seed);
-    ConnectionManager::new(config, Box::new(move || rng.next()))
+    let lost = (1 << 32) - (1_u64 << id_bits);
+    ConnectionManager::new(config, Box::new(move || rng.next() & !lost))
 }
 
 pub(crate) fn config(side: usize) -> Config {
@@ -100,15 +118,25 @@ impl World {
 
     /// Two managers that listen on [`SERVICE`].
     pub(crate) fn with(configs: [Config; 2], seed: u64) -> World {
+        World::with_ids(configs, seed, ANY_ID)
+    }
+
+    /// The same, with ids of few random bits.
+    pub(crate) fn with_ids(configs: [Config; 2], seed: u64, id_bits: u32) -> World {
         let mut rng = Rng(seed);
         let sides = [0, 1].map(|side| Side {
-            cm: manager(configs[side], rng.next()),
+            cm: manager(configs[side], rng.next(), id_bits),
             address: [10, 0, 0, side as u8 + 1].into(),
             events: Vec::new(),
         });
         let mut world = World {
             sides,
             now: Time::ZERO,
+            ahead: [Duration::ZERO; 2],
+            cut: [false; 2],
+            id_bits,
+            heard: [Vec::new(), Vec::new()],
+            exchanges: [BTreeMap::new(), BTreeMap::new()],
             rng,
             faults: Faults::default(),
             sent: Vec::new(),
@@ -129,21 +157,40 @@ impl World {
         call: impl FnOnce(&mut ConnectionManager, Time, &mut Vec<Action>) -> R,
     ) -> R {
         let mut actions = Vec::new();
-        let result = call(&mut self.sides[side].cm, self.now, &mut actions);
+        let now = self.local(side);
+        let result = call(&mut self.sides[side].cm, now, &mut actions);
         for action in actions {
             match action {
                 Action::SendMad { destination, mad } => self.send(side, destination, mad),
-                Action::Event(event) => self.sides[side].events.push(event),
+                Action::Event(event) => {
+                    self.heard[side].push(event.clone());
+                    self.sides[side].events.push(event);
+                }
             }
         }
         result
     }
 
+    /// What the clock of a side shows.
+    pub(crate) fn local(&self, side: usize) -> Time {
+        self.now + self.ahead[side]
+    }
+
     fn send(&mut self, from: usize, destination: IpAddr, mad: Repr) {
         self.sent.push((self.now, from, mad));
+        if let Message::Req(Req { local_comm_id, .. }) | Message::Rep(Rep { local_comm_id, .. }) = mad.message
+        {
+            self.exchanges[from].insert(local_comm_id, mad.transaction_id);
+        }
         let Some(to) = self.sides.iter().position(|side| side.address == destination) else { return };
-        if self.drop_if.as_mut().is_some_and(|drop_if| drop_if(from, &mad)) {
+        if self.cut[from] || self.drop_if.as_mut().is_some_and(|drop_if| drop_if(from, &mad)) {
             return;
+        }
+        let answer = !matches!(mad.message.attribute(), Attribute::Req | Attribute::Dreq);
+        if answer && self.rng.chance(self.faults.replay) {
+            self.sequence += 1;
+            let arrival = self.now + self.rng.millis(20_000);
+            self.wire.push(Reverse((arrival, self.sequence, from, to, mad.emit().to_vec())));
         }
         let copies = 1 + u64::from(self.rng.chance(self.faults.duplicate));
         for _ in 0..copies {
@@ -151,7 +198,14 @@ impl World {
                 continue;
             }
             let jitter = self.rng.millis(1 + self.faults.jitter_ms);
-            let tail = if self.rng.chance(self.faults.tail) { self.rng.millis(3000) } else { Duration::ZERO };
+            // A DREQ names its connection by ids and queue pair alone. One that outlives the timewait of all
+            // three ends what has them next: random ids are what makes that never happen.
+            let tailed = self.id_bits == ANY_ID || mad.message.attribute() != Attribute::Dreq;
+            let tail = if tailed && self.rng.chance(self.faults.tail) {
+                self.rng.millis(3000)
+            } else {
+                Duration::ZERO
+            };
             let jitter = if self.faults.jitter_ms == 0 { Duration::ZERO } else { jitter };
             self.sequence += 1;
             let arrival = self.now + LATENCY + jitter + tail;
@@ -162,7 +216,10 @@ impl World {
     /// When something happens next by itself.
     pub(crate) fn next_event(&self) -> Option<Time> {
         let arrival = self.wire.peek().map(|Reverse(flight)| flight.0);
-        let timers = self.sides.iter().filter_map(|side| side.cm.next_deadline());
+        let timers = (0..2).filter_map(|side| {
+            let due = self.sides[side].cm.next_deadline()?.since(Time::ZERO + self.ahead[side]);
+            Some(Time::ZERO + due)
+        });
         arrival.into_iter().chain(timers).min()
     }
 
@@ -175,14 +232,61 @@ impl World {
         if self.wire.peek().is_some_and(|Reverse(flight)| flight.0 <= at)
             && let Some(Reverse((_, _, from, to, bytes))) = self.wire.pop()
         {
-            let source = self.sides[from].address;
-            self.call(to, |cm, now, actions| cm.on_datagram(now, source, &bytes, actions));
+            self.deliver(from, to, &bytes);
             return true;
         }
         for side in 0..2 {
             self.call(side, |cm, now, actions| cm.on_timer(now, actions));
         }
         true
+    }
+
+    /// A MAD arrives. What answers it in the receiver's state has to leave at once: no timer would make it good.
+    fn deliver(&mut self, from: usize, to: usize, bytes: &[u8]) {
+        let (source, sent, before) =
+            (self.sides[from].address, self.sent.len(), *self.sides[to].cm.counters());
+        self.call(to, |cm, now, actions| cm.on_datagram(now, source, bytes, actions));
+        let after = self.sides[to].cm.counters();
+        let mad = Repr::parse(&Packet::new_checked(bytes).unwrap());
+        let same = after.duplicates.total() > before.duplicates.total();
+        let taken = same || after.handled > before.handled;
+        let stands = |id| self.named(to, id) == Some(State::Established);
+        let owed = match mad.message {
+            Message::Dreq(_) if taken => Some(Attribute::Drep),
+            Message::Rep(rep) if same && stands(rep.remote_comm_id) => Some(Attribute::Rtu),
+            _ => None,
+        };
+        let answer = |(_, by, answer): &&(_, usize, Repr)| {
+            *by == to
+                && answer.transaction_id == mad.transaction_id
+                && Some(answer.message.attribute()) == owed
+        };
+        if after.handled > before.handled {
+            self.check_exchange(to, &mad);
+        }
+        if owed.is_some() {
+            assert_eq!(self.sent[sent..].iter().filter(answer).count(), 1, "no answer to {mad}");
+        }
+    }
+
+    /// What did something belongs to the exchange that the receiver is in: the last one for which it named the
+    /// id that it is named by.
+    fn check_exchange(&self, to: usize, mad: &Repr) {
+        let named = match &mad.message {
+            Message::Rep(rep) => rep.remote_comm_id,
+            Message::Rtu(rtu) => rtu.remote_comm_id,
+            Message::Mra(mra) => mra.remote_comm_id,
+            _ => return,
+        };
+        let exchange = self.exchanges[to].get(&named).copied();
+        assert_eq!(exchange, Some(mad.transaction_id), "of another use of its id: {mad}");
+    }
+
+    /// The state of the connection that a side knows by a communication id, if its consumer was told of it or
+    /// began it.
+    fn named(&self, side: usize, comm_id: u32) -> Option<State> {
+        let mut ids = self.heard[side].iter().map(Event::id);
+        ids.find(|id| id.comm_id() == comm_id).and_then(|id| self.state(side, id))
     }
 
     /// Lets time pass.
@@ -204,8 +308,9 @@ impl World {
     /// Forgets what a side knew.
     pub(crate) fn restart(&mut self, side: usize, config: Config) {
         let seed = self.rng.next();
-        self.sides[side].cm = manager(config, seed);
+        self.sides[side].cm = manager(config, seed, self.id_bits);
         self.sides[side].events.clear();
+        self.heard[side].clear();
         self.call(side, |cm, now, actions| cm.listen(now, SERVICE, 1000, actions)).unwrap();
     }
 

@@ -35,11 +35,26 @@ impl Transport {
     }
 }
 
+/// Enhanced connection establishment: what the device of one end tells the device of the other, if both are
+/// of one vendor. All zeros is nothing.
+///
+/// It travels in bits of REQ and REP that were reserved before, and in the attribute modifier of their MAD
+/// header, so that it takes no private data away. It is what `ibv_set_ece` and `rdma_set_local_ece` set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Ece {
+    /// Whose options they are: 24 bits. A REP repeats what the REQ has, or has 0.
+    pub vendor_id: u32,
+    /// What they mean is the vendor's business.
+    pub options: u32,
+}
+
 /// Request for communication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Req {
     /// The sender's name for the connection.
     pub local_comm_id: u32,
+    /// What the sender's device tells the receiver's.
+    pub ece: Ece,
     /// The service that is asked for.
     pub service_id: ServiceId,
     /// GUID of the sender's adapter.
@@ -88,9 +103,10 @@ pub struct Req {
 }
 
 impl Req {
-    pub(super) fn parse(body: &[u8; BODY_LEN]) -> Req {
+    pub(super) fn parse(body: &[u8; BODY_LEN], attribute_modifier: u32) -> Req {
         Req {
             local_comm_id: word(body, 0),
+            ece: Ece { vendor_id: triple(body, 5), options: attribute_modifier },
             service_id: ServiceId(long(body, 8)),
             ca_guid: long(body, 16),
             qkey: word(body, 28),
@@ -119,6 +135,7 @@ impl Req {
     pub(super) fn emit(&self) -> [u8; BODY_LEN] {
         let mut body = [0; BODY_LEN];
         put(&mut body, 0, &self.local_comm_id.to_be_bytes());
+        put(&mut body, 5, &be24(self.ece.vendor_id));
         put(&mut body, 8, &self.service_id.0.to_be_bytes());
         put(&mut body, 16, &self.ca_guid.to_be_bytes());
         put(&mut body, 28, &self.qkey.to_be_bytes());
@@ -237,10 +254,15 @@ pub struct Rep {
     pub local_comm_id: u32,
     /// The name that the REQ gave.
     pub remote_comm_id: u32,
+    /// What the sender's device tells the receiver's.
+    pub ece: Ece,
     /// Q_Key; 0 for connected services.
     pub qkey: u32,
-    /// The sender's queue pair.
+    /// The sender's queue pair; 0 if it is an XRC target.
     pub qpn: Qpn,
+    /// The sender's queue pair if it is an XRC target, which the kernel puts in the place of reliable
+    /// datagram's EE context; otherwise 0.
+    pub ee_context: Qpn,
     /// The first PSN that the sender sends.
     pub starting_psn: Psn,
     /// READs and atomics that the sender accepts at once.
@@ -264,12 +286,18 @@ pub struct Rep {
 }
 
 impl Rep {
-    pub(super) fn parse(body: &[u8; BODY_LEN]) -> Rep {
+    pub(super) fn parse(body: &[u8; BODY_LEN], attribute_modifier: u32) -> Rep {
         Rep {
             local_comm_id: word(body, 0),
             remote_comm_id: word(body, 4),
+            // One byte behind each of the three numbers.
+            ece: Ece {
+                vendor_id: u32::from_be_bytes([0, body[15], body[19], body[23]]),
+                options: attribute_modifier,
+            },
             qkey: word(body, 8),
             qpn: qpn(body, 12),
+            ee_context: qpn(body, 16),
             starting_psn: Psn::new(triple(body, 20)),
             responder_resources: body[24],
             initiator_depth: body[25],
@@ -289,7 +317,9 @@ impl Rep {
         put(&mut body, 4, &self.remote_comm_id.to_be_bytes());
         put(&mut body, 8, &self.qkey.to_be_bytes());
         put(&mut body, 12, &be24(self.qpn.value()));
+        put(&mut body, 16, &be24(self.ee_context.value()));
         put(&mut body, 20, &be24(self.starting_psn.value()));
+        [body[15], body[19], body[23]] = be24(self.ece.vendor_id);
         body[24] = self.responder_resources;
         body[25] = self.initiator_depth;
         body[26] = self.target_ack_delay << 3 | (self.failover & 3) << 1 | u8::from(self.flow_control);

@@ -4,6 +4,7 @@ use crate::Psn;
 fn req() -> Req {
     Req {
         local_comm_id: 0x0102_0304,
+        ece: Ece { vendor_id: 0x56_5242, options: 0x0708_090a },
         service_id: ServiceId::new(PortSpace::Tcp, 7471),
         ca_guid: 0x1111_2222_3333_4444,
         qkey: 0,
@@ -46,9 +47,9 @@ fn req() -> Req {
 fn req_fields_are_where_the_specification_puts_them() {
     let mad = Repr { transaction_id: 0x55, status: 0, message: Message::Req(req()) }.emit();
     assert_eq!(mad[..4], [1, 7, 2, 3]);
-    assert_eq!(mad[4..24], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x55, 0, 0x10, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(mad[4..24], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x55, 0, 0x10, 0, 0, 7, 8, 9, 10]);
     let body = &mad[HEADER_LEN..];
-    assert_eq!(body[..8], [1, 2, 3, 4, 0, 0, 0, 0]);
+    assert_eq!(body[..8], [1, 2, 3, 4, 0, 0x56, 0x52, 0x42]);
     assert_eq!(body[8..16], [0, 0, 0, 0, 1, 6, 0x1d, 0x2f]);
     assert_eq!(body[32..36], [0xaa, 0xbb, 0xcc, 16]);
     assert_eq!(body[36..40], [0, 0, 0, 8]);
@@ -69,8 +70,10 @@ fn rep_fields_are_where_the_specification_puts_them() {
     let rep = Rep {
         local_comm_id: 1,
         remote_comm_id: 2,
+        ece: Ece { vendor_id: 0x56_5242, options: 0x0708_090a },
         qkey: 3,
         qpn: Qpn::new(4),
+        ee_context: Qpn::new(0x0a_0b0c),
         starting_psn: Psn::new(5),
         responder_resources: 6,
         initiator_depth: 7,
@@ -82,9 +85,14 @@ fn rep_fields_are_where_the_specification_puts_them() {
         ca_guid: 8,
         private_data: [0xEE; 196],
     };
-    let body = rep.emit();
-    assert_eq!(body[..16], [0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 4, 0]);
-    assert_eq!(body[16..28], [0, 0, 0, 0, 0, 0, 5, 0, 6, 7, 0xF8 | 2 << 1 | 1, 7 << 5 | 1 << 4]);
+    let mad = Repr { transaction_id: 0, status: 0, message: Message::Rep(rep) }.emit();
+    assert_eq!(mad[20..24], [7, 8, 9, 10]);
+    let body = &mad[HEADER_LEN..];
+    assert_eq!(body[..16], [0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 4, 0x56]);
+    assert_eq!(
+        body[16..28],
+        [0x0a, 0x0b, 0x0c, 0x52, 0, 0, 5, 0x42, 6, 7, 0xF8 | 2 << 1 | 1, 7 << 5 | 1 << 4]
+    );
     assert_eq!(body[28..36], [0, 0, 0, 0, 0, 0, 0, 8]);
     assert!(body[36..].iter().all(|&byte| byte == 0xEE));
 }
@@ -139,6 +147,39 @@ fn fields_of_the_small_messages() {
 }
 
 #[test]
+fn fields_of_alternate_paths() {
+    let Req { primary: path, .. } = req();
+    let lap = Lap {
+        local_comm_id: 1,
+        remote_comm_id: 2,
+        remote_qpn: Qpn::new(0x010203),
+        remote_response_timeout: 20,
+        path,
+        private_data: [0xEE; 168],
+    };
+    let body = lap.emit();
+    assert_eq!(
+        body[..24],
+        [0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 0, 1, 2, 3, 20 << 3, 0, 0, 0, 0, 255, 255, 255, 254]
+    );
+    assert_eq!((body[36..40].to_vec(), body[52..56].to_vec()), (vec![10, 0, 0, 1], vec![10, 0, 0, 2]));
+    assert_eq!(body[56..64], [0xAB, 0xCD, 0xE0, 0x68, 64, 0x25, 5 << 4 | 8, 17 << 3]);
+    assert!(body[64..].iter().all(|&byte| byte == 0xEE));
+
+    let apr = Apr {
+        local_comm_id: 1,
+        remote_comm_id: 2,
+        info_len: 72,
+        status: ApStatus::UNSUPPORTED,
+        info: [0x11; 72],
+        private_data: [0x22; 148],
+    };
+    let body = apr.emit();
+    assert_eq!(body[..13], [0, 0, 0, 1, 0, 0, 0, 2, 72, 2, 0, 0, 0x11]);
+    assert_eq!((body[83], body[84], body[231]), (0x11, 0x22, 0x22));
+}
+
+#[test]
 fn each_rule_has_its_error() {
     let good = Repr { transaction_id: 1, status: 0, message: Message::Req(req()) }.emit();
     assert!(Packet::new_checked(&good).is_ok());
@@ -151,7 +192,7 @@ fn each_rule_has_its_error() {
     assert_eq!(with(1, 4), MalformedMad::Class(4));
     assert_eq!(with(2, 1), MalformedMad::ClassVersion(1));
     assert_eq!(with(3, 0x81), MalformedMad::Method(0x81));
-    assert_eq!(with(17, 0x19), MalformedMad::Attribute(0x19));
+    assert_eq!(with(17, 0x1B), MalformedMad::Attribute(0x1B));
     assert_eq!(Packet::new_checked(&good[..255]).expect_err("short"), MalformedMad::Length(255));
     assert_eq!(Packet::new_checked([0; 257]).expect_err("long"), MalformedMad::Length(257));
 }
