@@ -108,21 +108,22 @@ impl Recovery {
             return self.start(missing, 1);
         };
         if missing < repair.next {
-            // A packet of the repair was lost again, or this NAK is older than the repair.
+            // Of a longer repair one packet has come, and the next is right behind it; or the repair was
+            // lost; or this NAK is older than the repair.
             let due = repair.sent_at.is_none_or(|at| now - at >= bound.unwrap_or(PATIENCE));
-            if missing > repair.from || due {
-                let end = repair.end.max(missing + 1);
-                *repair = Repair { from: missing, next: missing, end, ..*repair };
+            if missing == repair.from && due {
+                *repair = Repair { next: missing, sent_at: None, ..*repair };
             }
+            repair.from = missing;
             Advice::Repair
         } else if missing > repair.next {
             self.peer = Peer::Keeps;
             self.start(missing, 1)
-        } else if repair.next == repair.from {
+        } else if repair.sent_at.is_none() {
             // It is about to leave.
             Advice::Repair
         } else {
-            let run = (repair.next - repair.from).saturating_mul(2);
+            let run = (repair.next - repair.from).max(1).saturating_mul(2);
             self.miss(missing, run)
         }
     }
@@ -153,11 +154,12 @@ impl Recovery {
     /// `acked`: it had not come before, so the answer is to this.
     pub(crate) fn answered(&self, acked: u64) -> Option<Time> {
         let repair = self.repair.as_ref()?;
-        (repair.from < repair.next && repair.from < acked && repair.backoff == 0).then_some(repair.sent_at?)
+        repair.sent_at.filter(|_| repair.from < acked && repair.backoff == 0)
     }
 
-    /// The peer has executed everything before `acked`.
-    pub(crate) fn on_ack(&mut self, acked: u64) -> Advice {
+    /// The peer has executed everything before `acked`. If it says so by an acknowledgement, that is all
+    /// that it has got (`all`); if it says so by a response, there may be more to come.
+    pub(crate) fn on_ack(&mut self, acked: u64, all: bool) -> Advice {
         let Some(repair) = &mut self.repair else { return Advice::Repair };
         if acked <= repair.from {
             return Advice::Repair;
@@ -166,17 +168,21 @@ impl Recovery {
             repair.from = acked;
             return Advice::Repair;
         }
-        let run = (repair.next - repair.from).saturating_mul(2);
-        if run == 0 {
-            // It was late, not lost.
-        } else if acked > repair.next {
-            self.peer = Peer::Keeps;
-        } else if acked < repair.horizon {
-            // It executed the repair and says nothing of what had been sent behind it: that is gone.
-            return self.miss(acked, run);
+        if repair.sent_at.is_none() || acked >= repair.horizon {
+            // It was late and not lost, or there is nothing else.
+            let jumped = repair.sent_at.is_some() && acked > repair.next;
+            self.repair = None;
+            self.peer = if jumped { Peer::Keeps } else { self.peer };
+            return Advice::Repair;
         }
-        self.repair = None;
-        Advice::Repair
+        let run = if acked > repair.next { 1 } else { (repair.next - repair.from).saturating_mul(2) };
+        if acked > repair.next {
+            self.peer = Peer::Keeps;
+            *repair = Repair { from: acked, next: acked, end: acked, ..*repair };
+        }
+        // It executed the repair and names no gap behind it, so the rest of what had been sent before the
+        // repair is gone.
+        if all { self.miss(acked, run) } else { Advice::Repair }
     }
 
     /// Nothing moved for the whole retransmit timer.
@@ -202,7 +208,7 @@ impl Recovery {
     pub(crate) fn next_request(&self, sent_max: u64) -> Option<(u64, u64)> {
         let repair = self.repair.as_ref()?;
         // What was sent for the first time meanwhile is not part of it.
-        let sent = if repair.next == repair.from { sent_max } else { repair.horizon };
+        let sent = if repair.sent_at.is_none() { sent_max } else { repair.horizon };
         let end = repair.end.min(sent);
         (repair.next < end).then_some((repair.next, end))
     }
@@ -210,7 +216,7 @@ impl Recovery {
     /// A request was sent again, up to `end`; `sent_max` is one past what was ever sent.
     pub(crate) fn request_sent(&mut self, now: Time, end: u64, sent_max: u64) {
         if let Some(repair) = &mut self.repair {
-            if repair.next == repair.from {
+            if repair.sent_at.is_none() {
                 repair.horizon = sent_max;
             }
             repair.next = end;
@@ -255,13 +261,15 @@ impl Recovery {
     }
 
     /// Sends repairs again that were not answered.
-    pub(crate) fn on_timer(&mut self, now: Time, una: u64, bound: Option<Duration>) {
+    pub(crate) fn on_timer(&mut self, now: Time, una: u64, acked: u64, bound: Option<Duration>) {
         let Some(bound) = bound.map(|bound| bound.max(PATIENCE)) else { return };
         let late = |at: Time, backoff: u32| at + bound.saturating_mul(1 << backoff.min(16)) <= now;
         if let Some(repair) = &mut self.repair
             && repair.sent_at.is_some_and(|at| late(at, repair.backoff))
         {
-            *repair = Repair { next: repair.from, sent_at: None, backoff: repair.backoff + 1, ..*repair };
+            let from = repair.from.max(acked);
+            let (end, backoff) = (repair.end.max(from + 1), repair.backoff + 1);
+            *repair = Repair { from, next: from, end, sent_at: None, backoff, ..*repair };
         }
         if self.asked_at.is_some_and(|at| late(at, self.asked_backoff)) {
             self.asked = una;

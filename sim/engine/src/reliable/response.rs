@@ -45,7 +45,7 @@ impl Requester {
         match aeth.syndrome {
             Syndrome::Ack { .. } => {
                 self.credits.learn(aeth);
-                self.executed(cx, position + 1);
+                self.executed(cx, position + 1, true);
                 Verdict::Alive
             }
             // What the peer has executed since then it no longer complains of.
@@ -55,7 +55,7 @@ impl Requester {
             }
             Syndrome::RnrNak { timer } => {
                 cx.counters.rcvd_rnr_err += 1;
-                self.executed(cx, position);
+                self.executed(cx, position, false);
                 self.on_rnr(cx, position, timer)
             }
             Syndrome::Nak(NakCode::PsnSequenceError) => {
@@ -65,7 +65,7 @@ impl Requester {
             }
             Syndrome::Nak(code) => {
                 cx.counters.req_remote_errors += 1;
-                self.executed(cx, position);
+                self.executed(cx, position, false);
                 let status = match code {
                     NakCode::RemoteAccess => Status::RemoteAccessError,
                     NakCode::RemoteOperation => Status::RemoteOperationError,
@@ -167,7 +167,7 @@ impl Requester {
             self.acked = position + 1;
             cx.actions.extend(place);
             self.advance(cx, position + 1);
-            self.heed_executed(cx);
+            self.heed_executed(cx, false);
             return;
         }
         self.note_executed(cx, position);
@@ -181,7 +181,7 @@ impl Requester {
         }
         cx.actions.extend(place);
         self.arrived.insert(position);
-        self.executed(cx, position + 1);
+        self.executed(cx, position + 1, false);
     }
 
     fn bad_response<M: Memory>(&mut self, cx: &mut Context<'_, M>, position: u64) -> Verdict {
@@ -195,21 +195,22 @@ impl Requester {
 
     // ---- Progress ---------------------------------------------------------------------------
 
-    /// The peer has executed everything before `to`; what it said nothing of may have to go again.
-    fn executed<M: Memory>(&mut self, cx: &mut Context<'_, M>, to: u64) {
+    /// The peer has executed everything before `to`, and nothing else if that is `all` that it says; what
+    /// it said nothing of may have to go again.
+    fn executed<M: Memory>(&mut self, cx: &mut Context<'_, M>, to: u64, all: bool) {
         self.note_executed(cx, to);
-        self.heed_executed(cx);
+        self.heed_executed(cx, all);
     }
 
     /// Looks whether something has to go again, after the peer told how far it is.
-    fn heed_executed<M: Memory>(&mut self, cx: &mut Context<'_, M>) {
+    fn heed_executed<M: Memory>(&mut self, cx: &mut Context<'_, M>, all: bool) {
         if self.recovery.is_idle() && self.una == self.acked {
             return;
         }
         if let Some(sent_at) = self.recovery.answered(self.acked) {
             self.timeout.measure_first(cx.now - sent_at);
         }
-        if self.recovery.on_ack(self.acked) == Advice::GoBack {
+        if self.recovery.on_ack(self.acked, all) == Advice::GoBack {
             self.go_back_once(cx);
         }
         if self.una < self.acked && !self.recovery.is_selective() {
@@ -301,7 +302,8 @@ impl Requester {
         if self.paced_until.is_some_and(|until| until <= cx.now) {
             self.paced_until = None;
         }
-        self.recovery.on_timer(cx.now, self.una, self.timeout.round_trip_bound());
+        let bound = self.timeout.round_trip_bound();
+        self.recovery.on_timer(cx.now, self.una, self.acked, bound);
         if self.timeout.fired(cx.now) {
             cx.counters.local_ack_timeout_err += 1;
             if self.timeout.exhausted(cx.now) {

@@ -3,3 +3,6 @@
 mod hostile;
 mod pair;
 mod rc;
+mod selective;
+mod services;
+mod states;
