@@ -15,6 +15,10 @@ use std::time::Duration;
 
 use crate::time::Time;
 
+/// The slowest pace is a packet in so much time: an answer that waits for its turn must not be taken for
+/// one that was lost.
+const PAUSE_MAX: Duration = Duration::from_millis(1);
+
 /// Windows below this many packets are rounded up to whole ones, and paced to make up for it.
 const PACED_BELOW: f64 = 16.0;
 
@@ -112,7 +116,8 @@ impl Delay {
     pub fn rate_bytes_per_second(&self) -> Option<NonZeroU64> {
         let round_trip = self.round_trip.filter(|_| self.window < PACED_BELOW)?;
         let seconds = round_trip.as_nanos().max(1) as f64 / 1e9;
-        NonZeroU64::new((self.window * self.packet_bytes / seconds) as u64).or(Some(NonZeroU64::MIN))
+        let slowest = self.packet_bytes / PAUSE_MAX.as_secs_f64();
+        NonZeroU64::new((self.window * self.packet_bytes / seconds).max(slowest) as u64)
     }
 
     /// `packets` were newly acknowledged, and perhaps a round trip was measured with them.

@@ -111,6 +111,8 @@ pub(crate) struct Requester {
     window: u32,
     /// After a timeout one packet is a probe; the window opens again with the first progress.
     pub(super) probing: bool,
+    /// A packet leaves whatever the pace is: the retransmit timer has fired.
+    pub(super) probe_due: bool,
     pub(super) since_ack_request: u32,
     ack_requested_at: Time,
     /// Ends of the READ and atomic requests that are on the wire.
@@ -144,6 +146,7 @@ impl Requester {
             arrived: Arrivals::new(config.window.max(1)),
             window: config.window.max(1),
             probing: false,
+            probe_due: false,
             since_ack_request: 0,
             ack_requested_at: Time::ZERO,
             outstanding: VecDeque::new(),
@@ -238,12 +241,15 @@ impl Requester {
             }
             let at = match self.outflow.ready(cx.now) {
                 Ok(at) => at,
+                // The pace fell because of the timeout, and must not keep us from finding out.
+                Err(_) if self.probe_due => cx.now,
                 Err(later) => {
                     self.paced_until = Some(later);
                     return false;
                 }
             };
             budget -= 1;
+            self.probe_due = false;
             if self.una == self.sent_max {
                 self.timeout.excuse(cx.now);
             }

@@ -312,6 +312,8 @@ impl Requester {
                 return Verdict::Fatal;
             }
             self.gap = None;
+            self.probe_due = true;
+            self.paced_until = None;
             self.outflow.congestion.on_timeout(cx.now);
             match self.recovery.on_timeout(self.una, self.acked) {
                 Advice::Repair => self.timeout.arm(cx.now),

@@ -1,0 +1,21 @@
+//! Proof of the transport: queue pairs, several hosts and a network that does its worst, in virtual time
+//! from a seed, and oracles that judge what happened.
+//!
+//! | variable | what it does |
+//! |---|---|
+//! | `ANYVERBS_SEED` | the first seed, 1 by default |
+//! | `ANYVERBS_SEEDS` | how many |
+//! | `ANYVERBS_LONG=1` | 20000 of them |
+
+mod bad_logs;
+mod book;
+mod contents;
+mod driver;
+mod network;
+mod oracles;
+mod plan;
+mod requests;
+mod rng;
+mod shrink;
+mod swarm;
+mod world;
