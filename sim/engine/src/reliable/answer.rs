@@ -28,6 +28,33 @@ pub(super) enum Reply {
 }
 
 impl Reply {
+    /// Whether nothing of this answer has left, and the other would be the same or a part of it.
+    fn is_same_from_start(&self, other: &Reply) -> bool {
+        match (self, other) {
+            (Reply::Read { first, reth, sent: 0, .. }, Reply::Read { first: again, reth: part, .. }) => {
+                first == again && part.len <= reth.len
+            }
+            (Reply::Once { position, .. }, Reply::Once { position: again, .. }) => position == again,
+            _ => false,
+        }
+    }
+
+    /// Leaves what was asked for later to the answer to that: the requester has got what is before it.
+    /// False if nothing remains.
+    fn leave_to(&mut self, mtu: Mtu, asked: &std::ops::Range<u64>) -> bool {
+        let Reply::Read { reth, first, sent, again: true } = self else { return true };
+        let end = *first + u64::from(mtu.packets(reth.len));
+        if asked.start >= end || asked.end < end || asked.end <= *first {
+            return true;
+        }
+        let before = asked.start.saturating_sub(*first) as u32;
+        if before <= *sent {
+            return false;
+        }
+        reth.len = before * mtu.bytes();
+        true
+    }
+
     /// Whether it is the first answer to its request. Answers to duplicates take no resource of
     /// their own: the requester counts its requests, not how often it sent them.
     pub(super) fn is_first(&self) -> bool {
@@ -90,9 +117,14 @@ impl Responder {
                 None
             }
         };
-        if let Some(reply) = reply
-            && self.replies.len() < 2 * self.max_resources
-        {
+        // A requester may ask again and again while an answer waits for its time: it gets one.
+        let waits = |reply: &Reply| self.replies.iter().any(|other| other.is_same_from_start(reply));
+        let Some(reply) = reply.filter(|reply| !waits(reply)) else { return };
+        if let Reply::Read { reth, first, .. } = reply {
+            let asked = first..first + u64::from(mtu.packets(reth.len));
+            self.replies.retain_mut(|other| other.leave_to(mtu, &asked));
+        }
+        if self.replies.len() < 2 * self.max_resources {
             self.replies.push_back(reply);
         }
     }

@@ -181,7 +181,8 @@ impl Oracle for ExactlyOnce {
 #[derive(Default)]
 pub(crate) struct Ambiguity {
     succeeded: BTreeSet<(End, u64)>,
-    executed: BTreeSet<u64>,
+    /// Where, and which: a forged operand may be that of another session.
+    executed: BTreeSet<(End, u64)>,
 }
 
 impl Oracle for Ambiguity {
@@ -196,8 +197,8 @@ impl Oracle for Ambiguity {
             {
                 self.succeeded.insert((at, completion.slot));
             }
-            Fact::Executed { operand, .. } => {
-                self.executed.insert(operand);
+            Fact::Executed { at, operand, .. } => {
+                self.executed.insert((at, operand));
             }
             Fact::Region { at, bytes } if !book.hostile(at) => {
                 let writer = at.peer();
@@ -226,7 +227,7 @@ impl Oracle for Ambiguity {
 impl Ambiguity {
     /// Puts into the model what a work request did; where it may have done it or not, the memory decides.
     fn apply(&self, model: &mut [u8], memory: &[u8], (writer, index): (End, usize), wr: &Wr) {
-        let executed = self.executed.contains(&operand(writer, index));
+        let executed = self.executed.contains(&(writer.peer(), operand(writer, index)));
         match (wr.op, wr.answer) {
             (Op::Write { .. }, _) if wr.fails.is_none() => {
                 let sure = self.succeeded.contains(&(writer, index as u64));

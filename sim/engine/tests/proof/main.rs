@@ -6,6 +6,7 @@
 //! | `ANYVERBS_SEED` | the first seed, 1 by default |
 //! | `ANYVERBS_SEEDS` | how many |
 //! | `ANYVERBS_LONG=1` | 20000 of them |
+//! | `ANYVERBS_TRACE=1` | packets and completions are printed (with `-- --nocapture`), each with the time, the session and the side |
 
 mod bad_logs;
 mod book;

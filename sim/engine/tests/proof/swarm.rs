@@ -21,6 +21,7 @@ fn number(variable: &str) -> Option<u64> {
 fn report(seed: u64, nth: u64, violation: &Violation) -> String {
     let Violation { oracle, what } = violation;
     let decisions = run(seed, None).decisions;
+    println!("---- the faults are reduced from here on ----");
     let least = shrink(seed, oracle, &decisions);
     let mut text = format!(
         "seed {seed}: oracle `{oracle}`: {what}\n\

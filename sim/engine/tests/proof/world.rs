@@ -114,6 +114,8 @@ pub(crate) struct World {
     due_at: Time,
     hash: u64,
     endings: Vec<Status>,
+    /// Packets and completions are printed.
+    trace: bool,
 }
 
 type Checked = Result<(), Violation>;
@@ -144,6 +146,7 @@ impl World {
             due_at: plan.heal_at,
             hash: 0xcbf2_9ce4_8422_2325,
             endings: Vec::new(),
+            trace: std::env::var_os("ANYVERBS_TRACE").is_some(),
             plan,
         }
     }
@@ -455,6 +458,7 @@ impl World {
                 .map_err(|what| Violation { oracle: "safety", what: format!("{at:?} {what}") })?;
             match deed {
                 Deed::Send { at: leaves, header, payload } => {
+                    self.print(e, format_args!("at {leaves:?} {header}"));
                     self.fact_at(e, Fact::Sent { at, header: &header, payload: &payload })?;
                     self.send(e, leaves, &header, &payload);
                 }
@@ -468,8 +472,17 @@ impl World {
         Ok(())
     }
 
+    /// Prints a line of a trace, if there is to be one.
+    fn print(&self, e: usize, what: std::fmt::Arguments<'_>) {
+        if self.trace {
+            let End { session, side } = self.endpoints[e].at;
+            println!("{:?} {session}.{side} {what}", self.now);
+        }
+    }
+
     fn completed(&mut self, e: usize, completion: &Completion, buffer: &[u8]) -> Checked {
         let at = self.endpoints[e].at;
+        self.print(e, format_args!("{:?} {} {:?}", completion.queue, completion.slot, completion.status));
         self.note(&[self.now.as_nanos(), e as u64, completion.slot, completion.status as u64]);
         self.fact_at(e, Fact::Completed { at, completion, buffer })?;
         if completion.queue == Queue::Send {
