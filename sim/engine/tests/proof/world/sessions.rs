@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use anyverbs_engine::congestion::Control;
 use anyverbs_engine::{Counters, Time};
 use anyverbs_wire::rnr;
 
@@ -24,7 +25,10 @@ impl World {
         let psns = old.map(|old| self.book.sessions[old].sides.each_ref().map(|side| side.sq_psn));
         let (session, setups) = plan::session(self.seed, index, &wiring, &self.plan.moods, psns);
         let load = |side: &Side| side.wrs.iter().map(|wr| wr.packets + 2).sum::<u64>();
-        let work = Duration::from_micros(100) * session.sides.iter().map(load).sum::<u64>() as u32;
+        // A control that met congestion sends a packet a millisecond.
+        let slow = setups.iter().any(|setup| matches!(setup.config.congestion, Control::Delay(_)));
+        let packet = Duration::from_micros(if slow { 1200 } else { 100 });
+        let work = packet * session.sides.iter().map(load).sum::<u64>() as u32;
         let rnr =
             setups.iter().map(|setup| rnr::delay(setup.rtr.min_rnr_timer) * setup.receives as u32 * 3).sum();
         let timeout = session.sides.iter().map(|side| side.timeout).max().unwrap_or_default();
