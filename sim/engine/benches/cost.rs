@@ -15,7 +15,7 @@ use std::env;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyverbs_engine::{Action, Config, Op, Time};
+use anyverbs_engine::{Action, Config, Mtu, Op, Time};
 use lean::{Input, Pair, Side, Span};
 
 /// Bytes of a message.
@@ -52,7 +52,7 @@ struct Event {
 }
 
 fn record(op: Op, recorded: usize) -> Vec<Event> {
-    let mut pair = Pair::new(Config::default());
+    let mut pair = Pair::new(Config::default(), Mtu::B4096);
     let mut events: Vec<Event> = Vec::new();
     let carries = |action: &Action<Span>| matches!(action, Action::Transmit(it) if !it.payload.is_empty());
     pair.run(MESSAGES, op, MESSAGE, |side, now, input, done| {
@@ -91,7 +91,7 @@ fn cut(events: &[Event], packets: u64) -> Option<(&[Event], u64)> {
 
 /// Replays to a new queue pair, which has to ask for what the recorded one asked for.
 fn replay_to_new(events: &[Event], side: usize) {
-    let actions = replay(&mut Side::new(side, Config::default()), events);
+    let actions = replay(&mut Side::new(side, Config::default(), Mtu::B4096), events);
     assert_eq!(Some(actions), events.last().map(|event| event.actions), "the replay took another course");
 }
 

@@ -6,7 +6,7 @@ mod lean;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use anyverbs_engine::{Config, Op};
+use anyverbs_engine::{Config, Mtu, Op};
 use anyverbs_wire::{Feth, Selectivity};
 use lean::{Faults, Pair};
 
@@ -81,7 +81,7 @@ fn the_count_counts() {
 
 #[test]
 fn packets_allocate_nothing() {
-    let mut pair = Pair::new(Config::default());
+    let mut pair = Pair::new(Config::default(), Mtu::B4096);
     for (_, op, len, _) in WORK {
         pair.run(4, op, len, |_, _, _, _| {});
     }
@@ -102,7 +102,7 @@ fn packets_allocate_nothing() {
 #[test]
 fn losses_allocate_nothing() {
     for seed in 1..=3 {
-        let mut pair = Pair::new(Config::default());
+        let mut pair = Pair::new(Config::default(), Mtu::B4096);
         pair.faults = Faults { loss: 10, reorder: 10, seed };
         let first = allocations_of(|| pair.run(20, WORK[4].1, WORK[4].2, |_, _, _, _| {}));
         assert!(first <= 1, "{first} allocations for the first losses, seed {seed}");

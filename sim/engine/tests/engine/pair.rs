@@ -39,7 +39,8 @@ pub(crate) struct Span {
     len: usize,
 }
 
-type DropIf = Box<dyn FnMut(usize, &Repr) -> bool>;
+/// Says which packets of which side are lost.
+pub(crate) type DropIf = Box<dyn FnMut(usize, &Repr) -> bool>;
 
 /// One side's memory and receive queue.
 #[derive(Default)]
@@ -400,6 +401,15 @@ impl Pair {
             .map(|completion| (completion.slot, completion.status))
             .collect()
     }
+}
+
+/// Loses the first packet of a side with each of these PSNs.
+pub(crate) fn lose(side: usize, psns: &[u32]) -> Option<DropIf> {
+    let mut left = psns.to_vec();
+    Some(Box::new(move |from, repr| {
+        let found = left.iter().position(|psn| from == side && repr.bth.psn == Psn::new(*psn));
+        found.map(|index| left.remove(index)).is_some()
+    }))
 }
 
 /// Bytes that tell where they belong.

@@ -2,7 +2,7 @@
 
 use crate::pair::{Faults, Pair, RKEY, Rng, pattern};
 use anyverbs_engine::*;
-use anyverbs_wire::{Feth, Operation, Psn, Selectivity};
+use anyverbs_wire::{Feth, Operation, Psn, Qpn, Selectivity};
 
 const SEND: Op = Op::Send { imm: None };
 
@@ -278,11 +278,20 @@ fn swarm(seed: u64) {
         credits: rng.below(2) == 0,
         ..Config::default()
     };
-    let configs = [config(&mut rng), config(&mut rng)];
+    let mut configs = [config(&mut rng), config(&mut rng)];
+    let xrc = rng.below(4) == 0;
+    if xrc {
+        configs[0].qp_type = QpType::XrcSend;
+        configs[1].qp_type = QpType::XrcRecv;
+    }
     let start = (0x100_0000 - rng.below(64)) as u32;
     let mut pair = Pair::of(configs, start, seed, 1 + rng.below(4) as u8);
     pair.sides[1].memory.buffers = [2, 256][rng.below(2) as usize];
-    pair.sides[1].memory.states_credits = rng.below(2) == 0;
+    pair.sides[1].memory.states_credits = !xrc && rng.below(2) == 0;
+    if xrc {
+        pair.sides[1].memory.shared = Some(Qpn::new(9));
+        pair.destination = Destination::SharedReceive(Qpn::new(9));
+    }
     pair.faults = Faults {
         loss: [0, 10, 50, 100][rng.below(4) as usize],
         duplicate: [0, 20, 100][rng.below(3) as usize],

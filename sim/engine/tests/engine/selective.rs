@@ -1,22 +1,13 @@
 //! Early packets are kept, and only what is missing is sent again.
 
-use crate::pair::{Pair, RKEY, pattern};
+use crate::pair::{Pair, RKEY, lose, pattern};
 use anyverbs_engine::*;
-use anyverbs_wire::{Operation as O, Psn, Repr};
+use anyverbs_wire::{Operation as O, Psn};
 
 const SEND: Op = Op::Send { imm: None };
 
 fn write(va: u64) -> Op {
     Op::Write { va, rkey: RKEY, imm: None }
-}
-
-/// Drops the first packet of a side with each of these PSNs.
-fn lose(side: usize, psns: &'static [u32]) -> Option<Box<dyn FnMut(usize, &Repr) -> bool>> {
-    let mut left = psns.to_vec();
-    Some(Box::new(move |from, repr| {
-        let found = left.iter().position(|psn| from == side && repr.bth.psn == Psn::new(*psn));
-        found.map(|index| left.remove(index)).is_some()
-    }))
 }
 
 fn sent_psns(pair: &Pair, side: usize) -> Vec<u32> {

@@ -1,8 +1,8 @@
 //! The services beside RC, and the operations beside SEND, WRITE, READ and atomics.
 
-use crate::pair::{Pair, RKEY, pattern};
+use crate::pair::{Faults, Pair, RKEY, Rng, lose, pattern};
 use anyverbs_engine::*;
-use anyverbs_wire::{Ext, Feth, Operation as O, Psn, Qpn, Selectivity, Service};
+use anyverbs_wire::{Ext, Feth, Operation as O, Qpn, Selectivity, Service};
 
 const SEND: Op = Op::Send { imm: None };
 const WRITE: Op = Op::Write { va: 0, rkey: RKEY, imm: None };
@@ -27,10 +27,6 @@ fn pair(qp_type: QpType) -> Pair {
         _ => {}
     }
     pair
-}
-
-fn drop_psn(psn: u32) -> Option<Box<dyn FnMut(usize, &anyverbs_wire::Repr) -> bool>> {
-    Some(Box::new(move |side, repr| side == 0 && repr.bth.psn == Psn::new(psn)))
 }
 
 fn statuses(pair: &Pair, side: usize, queue: Queue) -> Vec<Status> {
@@ -64,7 +60,7 @@ fn a_lost_packet_of_uc_costs_its_message_and_no_receive() {
     for lost in 0..4 {
         let mut pair = pair(QpType::Uc);
         // PSNs begin at 0xfffffe: the first message has 0xfffffe..=1, the second 2..=4.
-        pair.drop_if = drop_psn((0xff_fffe + lost) & 0xff_ffff);
+        pair.drop_if = lose(0, &[(0xff_fffe + lost) & 0xff_ffff]);
         pair.post_receive(0, 1000);
         pair.post(0, SEND, pattern(1, 1000));
         pair.post(1, SEND, pattern(2, 600));
@@ -316,4 +312,68 @@ fn a_lost_answer_of_an_atomic_write_is_replayed_and_not_written_again() {
     assert_eq!(statuses(&pair, 0, Queue::Send), [Status::Success]);
     assert_eq!(pair.sides[1].memory.region[..8], [9; 8]);
     assert_eq!(pair.sides[1].counters.duplicate_request, 1);
+}
+
+// ---- Random programs ------------------------------------------------------------------------
+
+/// What arrives over UC or UD is what was sent, whole, at most as often as the network repeats it, and
+/// without repetition or reordering in the network in order and at most once.
+fn unreliable_swarm(seed: u64) {
+    let mut rng = Rng(seed.wrapping_mul(0xd6e8_feb8_6659_fd93) | 1);
+    let qp_type = [QpType::Uc, QpType::Ud][rng.below(2) as usize];
+    let mut pair = pair(qp_type);
+    pair.rng = Rng(seed | 1);
+    let orderly = rng.below(2) == 0;
+    pair.faults = Faults {
+        loss: [0, 20, 200][rng.below(3) as usize],
+        duplicate: if orderly { 0 } else { 50 },
+        reorder: if orderly { 0 } else { 100 },
+        lazy: 0,
+    };
+    let count = 1 + rng.below(60);
+    let mut lens = Vec::new();
+    for slot in 0..count {
+        pair.post_receive(slot, 40 + 1500);
+        let len = [0, 1, 255, 256, 257, 1500][rng.below(if qp_type == QpType::Ud { 4 } else { 6 }) as usize];
+        lens.push(len);
+        let imm = Some(slot as u32);
+        if qp_type == QpType::Uc && rng.below(4) == 0 {
+            pair.post(slot, Op::Write { va: slot * 1024, rkey: RKEY, imm }, pattern(slot, len.min(1024)));
+        } else {
+            pair.post(slot, Op::Send { imm }, pattern(slot, len));
+        }
+        if rng.below(3) == 0 {
+            pair.drive();
+        }
+    }
+    pair.drive();
+    assert_eq!(statuses(&pair, 0, Queue::Send), vec![Status::Success; count as usize], "seed {seed}");
+    let receives: Vec<Completion> = pair.sides[1].completions.clone();
+    let mut last = None;
+    for (nth, receive) in receives.iter().enumerate() {
+        assert_eq!((receive.slot, receive.status), (nth as u64, Status::Success), "seed {seed}");
+        let message = receive.imm.expect("every message has its number");
+        let slot = u64::from(message);
+        let data = match receive.kind {
+            ReceiveKind::WriteImm => &pair.sides[1].memory.region[slot as usize * 1024..],
+            ReceiveKind::Send if qp_type == QpType::Ud => &pair.sides[1].memory.taken[&receive.slot][40..],
+            ReceiveKind::Send => &pair.sides[1].memory.taken[&receive.slot][..],
+        };
+        let len = pair.sides[0].memory.sends[&slot].len();
+        assert_eq!(data[..len], pattern(slot, len)[..], "seed {seed}: message {message}");
+        let overhead = if qp_type == QpType::Ud { 40 } else { 0 };
+        assert_eq!(receive.len as usize, len + overhead, "seed {seed}");
+        if orderly {
+            assert!(last < Some(message), "seed {seed}: {message} after {last:?}");
+            last = Some(message);
+        }
+    }
+    if orderly && pair.faults.loss == 0 {
+        assert_eq!(receives.len(), lens.len(), "seed {seed}: nothing was lost");
+    }
+}
+
+#[test]
+fn unreliable_services_deliver_whole_messages_or_nothing() {
+    (1..=600).for_each(unreliable_swarm);
 }

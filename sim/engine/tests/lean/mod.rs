@@ -97,15 +97,15 @@ pub(crate) struct Side {
 }
 
 impl Side {
-    /// A queue pair that is ready to send, with 4 KiB path MTU. Side 0 and side 1 fit each other.
-    pub(crate) fn new(side: usize, config: Config) -> Side {
+    /// A queue pair that is ready to send. Side 0 and side 1 fit each other.
+    pub(crate) fn new(side: usize, config: Config, path_mtu: Mtu) -> Side {
         let psn = |side: usize| Psn::new([0x00ff_f000, 77][side]);
         let mut qp = QueuePair::new(config);
         assert!(qp.to_init());
         assert!(qp.to_rtr(&ReadyToReceive {
             dest_qpn: Qpn::new(2 + (1 - side as u32)),
             rq_psn: psn(1 - side),
-            path_mtu: Mtu::B4096,
+            path_mtu,
             max_dest_rd_atomic: 16,
             min_rnr_timer: 1,
         }));
@@ -180,9 +180,9 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    pub(crate) fn new(config: Config) -> Pair {
+    pub(crate) fn new(config: Config, path_mtu: Mtu) -> Pair {
         Pair {
-            sides: [0, 1].map(|side| Side::new(side, config)),
+            sides: [0, 1].map(|side| Side::new(side, config, path_mtu)),
             faults: Faults::default(),
             lost: 0,
             now: Time::ZERO,
