@@ -48,6 +48,13 @@ counters! {
     resp_remote_access_errors,
     /// NAKs received that end the queue pair.
     req_remote_errors,
+    /// Responses that came while one before them was missing.
+    implied_nak_seq_err,
+    /// Send work requests that ended with an error of their own, among them those whose response was not
+    /// what they had asked for.
+    req_cqe_error,
+    /// Receive work requests that ended with an error of their own.
+    resp_cqe_error,
     /// Responses that nobody asked for, or that came again.
     unexpected_response,
     /// Datagrams dropped: not a RoCEv2 packet.

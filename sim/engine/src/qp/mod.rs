@@ -360,7 +360,7 @@ impl QueuePair {
     pub fn transmit<M: Memory>(&mut self, cx: &mut Context<'_, M>) -> bool {
         let before = cx.actions.len();
         let mut more = false;
-        if std::mem::take(&mut self.cnp_due) {
+        if std::mem::take(&mut self.cnp_due) && self.state.answers() {
             cx.counters.np_cnp_sent += 1;
             let header = self.path.cnp();
             cx.actions.push(Action::Transmit(Transmit { at: cx.now, header, payload: Source::None }));

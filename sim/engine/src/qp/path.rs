@@ -27,6 +27,9 @@ pub struct Context<'a, M: Memory> {
 impl<M: Memory> Context<'_, M> {
     /// A receive work request is done with.
     pub(crate) fn complete_receive(&mut self, slot: u64, status: Status) {
+        if status != Status::FlushError {
+            self.counters.resp_cqe_error += 1;
+        }
         self.actions.push(Action::Complete(Completion {
             queue: Queue::Receive,
             slot,
@@ -43,6 +46,9 @@ impl<M: Memory> Context<'_, M> {
 
     /// A send work request is done with.
     pub(crate) fn complete_send(&mut self, request: &crate::work::SendRequest, status: Status) {
+        if !matches!(status, Status::Success | Status::FlushError) {
+            self.counters.req_cqe_error += 1;
+        }
         self.actions.push(Action::Complete(Completion {
             queue: Queue::Send,
             slot: request.slot,

@@ -4,7 +4,7 @@
 use anyverbs_wire::{Aeth, Ext, NakCode, Operation, Repr, Reth, Syndrome, credit};
 
 use super::responder::{Inbound, Responder};
-use crate::action::{Action, Source, Transmit};
+use crate::action::{Action, Event, Source, Transmit};
 use crate::memory::{Memory, Need};
 use crate::pacer::Outflow;
 use crate::qp::{Context, Mtu, Path, Verdict};
@@ -169,6 +169,7 @@ impl Responder {
                         self.replies.pop_front();
                         self.replies.push_front(Reply::Nak { position, syndrome });
                         if !again {
+                            cx.event(Event::AccessError);
                             self.replies.truncate(1);
                             return (Verdict::Fatal, true);
                         }

@@ -28,6 +28,10 @@ impl Requester {
         };
         match (operation, packet.ext) {
             (Operation::Acknowledge, Ext::Aeth(aeth)) => self.on_acknowledge(cx, position, aeth),
+            // A response that says that there is none is not one (IBA 9.7.5.1).
+            (_, Ext::AtomicAck(aeth, _) | Ext::Aeth(aeth)) if !is_positive(aeth) => {
+                self.bad_response(cx, position)
+            }
             (Operation::AtomicAcknowledge, Ext::AtomicAck(aeth, value)) => {
                 self.credits.learn(aeth);
                 self.on_atomic(cx, position, value)
@@ -36,7 +40,7 @@ impl Requester {
                 if let Ext::Aeth(aeth) = ext {
                     self.credits.learn(aeth);
                 }
-                self.on_read_response(cx, path, position, payload)
+                self.on_read_response(cx, path, operation, position, payload)
             }
         }
     }
@@ -45,6 +49,10 @@ impl Requester {
         match aeth.syndrome {
             Syndrome::Ack { .. } => {
                 self.credits.learn(aeth);
+                if position < self.acked {
+                    // It came again: the credits may be new, and the reminder of what is missing.
+                    cx.counters.unexpected_response += 1;
+                }
                 self.executed(cx, position + 1, true);
                 Verdict::Alive
             }
@@ -131,10 +139,11 @@ impl Requester {
         &mut self,
         cx: &mut Context<'_, M>,
         path: &Path,
+        operation: Operation,
         position: u64,
         payload: u32,
     ) -> Verdict {
-        let Some((slot, offset, expected)) = self.response_at(path, position) else {
+        let Some((slot, offset, expected)) = self.response_at(path, operation, position) else {
             return self.bad_response(cx, position);
         };
         if payload != expected {
@@ -148,13 +157,22 @@ impl Requester {
 
     /// What a READ response at a position belongs to: a work request, an offset in it, and the bytes that
     /// it has to have.
-    fn response_at(&self, path: &Path, position: u64) -> Option<(u64, u32, u32)> {
+    ///
+    /// Where the parts of a READ begin and end is not remembered, but with the work request the last of them
+    /// ends, too, and what answers a FLUSH or an ATOMIC WRITE is one packet.
+    fn response_at(&self, path: &Path, operation: Operation, position: u64) -> Option<(u64, u32, u32)> {
+        use Operation::{ReadResponseLast, ReadResponseOnly};
         let place = self.locate(position)?;
         let request = &self.queue[place.index].request;
-        let offset = place.packet * path.mtu.bytes();
+        let only = operation == ReadResponseOnly;
         match request.op {
-            Op::Read { .. } => Some((request.slot, offset, (request.len - offset).min(path.mtu.bytes()))),
-            Op::Flush { .. } | Op::AtomicWrite { .. } => Some((request.slot, 0, 0)),
+            Op::Read { .. } => {
+                let offset = place.packet * path.mtu.bytes();
+                let (left, mtu) = (request.len - offset, path.mtu.bytes());
+                let ends = only || (operation == ReadResponseLast && offset > 0);
+                (ends || left > mtu).then_some((request.slot, offset, left.min(mtu)))
+            }
+            Op::Flush { .. } | Op::AtomicWrite { .. } => only.then_some((request.slot, 0, 0)),
             _ => None,
         }
     }
@@ -174,6 +192,9 @@ impl Requester {
         if self.arrived.contains(position) {
             cx.counters.unexpected_response += 1;
             return;
+        }
+        if position != self.una {
+            cx.counters.implied_nak_seq_err += 1;
         }
         if position != self.una && !self.recovery.is_selective() {
             self.go_back_once(cx);
@@ -358,4 +379,9 @@ impl Requester {
         self.outstanding.clear();
         self.recovery.stop();
     }
+}
+
+/// Whether it acknowledges; only such a header may come with a response.
+fn is_positive(aeth: Aeth) -> bool {
+    matches!(aeth.syndrome, Syndrome::Ack { .. })
 }

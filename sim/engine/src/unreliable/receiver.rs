@@ -131,15 +131,17 @@ impl Receiver {
         piece: &Piece,
         reth: Option<Reth>,
     ) -> Result<(), Dropped> {
-        if psn != self.expected {
-            cx.counters.out_of_seq_request += 1;
+        let gap = psn != self.expected;
+        if gap || piece.first {
             self.give_up();
         }
         self.expected = psn.add(1);
-        if piece.first {
-            self.give_up();
-        } else if self.inbound.is_none() {
-            // The rest of a message whose beginning was lost or refused.
+        // The rest of a message whose beginning was lost or refused has nothing to go on from.
+        let rest = !piece.first && self.inbound.is_none();
+        if gap || rest {
+            cx.counters.out_of_seq_request += 1;
+        }
+        if rest {
             return Ok(());
         }
         let done = match (is_right_length(path.mtu, piece), piece.is_write) {
