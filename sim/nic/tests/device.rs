@@ -273,3 +273,34 @@ fn more_than_a_window_waits_for_its_acknowledgements() {
     }
     assert_eq!(done, (0..32).map(|id| (id, WcStatus::Success)).collect::<Vec<_>>());
 }
+
+#[test]
+fn flush_and_atomic_write_are_done_and_answered() {
+    let [a, b] = pair();
+    a.block.store_u64(0, 0x0102_0304_0506_0708).unwrap();
+    let rkey = b.mr.key();
+    a.post(1, SendOp::AtomicWrite { addr: 64, rkey }, &[a.sge(0, 8)]).unwrap();
+    a.post(2, SendOp::Flush { addr: 64, rkey, len: Some(8) }, &[]).unwrap();
+    a.post(3, SendOp::Flush { addr: 0, rkey, len: None }, &[]).unwrap();
+    let done = a.completions(3);
+    assert_eq!(outcome(&done), [1, 2, 3].map(|wr_id| (wr_id, WcStatus::Success)));
+    let opcodes: Vec<WcOpcode> = done.iter().map(|cqe| cqe.opcode).collect();
+    assert_eq!(opcodes, [WcOpcode::AtomicWrite, WcOpcode::Flush, WcOpcode::Flush]);
+    assert_eq!(b.block.load_u64(64), Ok(0x0102_0304_0506_0708));
+    let reason = |result: Result<(), PostError>| result.map_err(|error| error.reason);
+    let bad = Err(PostReason::BadLength);
+    assert_eq!(reason(a.post(4, SendOp::AtomicWrite { addr: 64, rkey }, &[a.sge(0, 4)])), bad);
+    assert_eq!(reason(a.post(5, SendOp::Flush { addr: 0, rkey, len: None }, &[a.sge(0, 8)])), bad);
+    a.post(6, SendOp::Flush { addr: (1 << 16) - 4, rkey, len: Some(8) }, &[]).unwrap();
+    assert_eq!(outcome(&a.completions(1)), [(6, WcStatus::RemAccessErr)]);
+}
+
+/// Regions are not for peers to invalidate.
+#[test]
+fn a_send_that_invalidates_a_region_is_refused() {
+    let [a, b] = pair();
+    b.qp.post_recv(&[RecvWr { wr_id: 7, sges: &[b.sge(0, 8)] }]).unwrap();
+    a.post(1, SendOp::SendInvalidate(b.mr.key()), &[a.sge(0, 8)]).unwrap();
+    assert_eq!(outcome(&a.completions(1)), [(1, WcStatus::RemAccessErr)]);
+    assert_eq!(outcome(&b.completions(1)), [(7, WcStatus::RemInvReqErr)]);
+}
