@@ -30,6 +30,8 @@ counters! {
     send_rnr_err,
     /// Sequence error NAKs received.
     rcvd_seq_err,
+    /// Packets received in which a peer says what it misses.
+    rcvd_missing,
     /// Times that the requester went back to an earlier packet, or sent one again by itself.
     completer_retry_err,
     /// Work requests that failed since the peer did not answer.

@@ -174,6 +174,8 @@ pub enum Layout {
     AtomicWrite,
     /// Sixteen reserved bytes.
     Cnp,
+    /// What is missing.
+    Missing,
 }
 
 impl Layout {
@@ -186,7 +188,7 @@ impl Layout {
             Layout::AtomicAck | Layout::DethImm => 12,
             Layout::Reth | Layout::AtomicWrite | Layout::Cnp => 16,
             Layout::RethImm | Layout::Flush => 20,
-            Layout::Atomic => 28,
+            Layout::Atomic | Layout::Missing => 28,
         }
     }
 
@@ -204,6 +206,10 @@ impl Opcode {
     /// RoCEv2 congestion notification packet (IBA A17.9).
     pub const CNP: Opcode = Opcode(0x81);
 
+    /// What a responder misses, told to a requester: our own, of the opcodes that are left to
+    /// manufacturers (IBA 9.2.1). Who does not know it drops it as being of another service.
+    pub const MISSING: Opcode = Opcode(0xC1);
+
     /// The opcode of an operation of a service. Not every service has every operation: see
     /// [`operation`](Opcode::operation).
     pub const fn new(service: Service, operation: Operation) -> Opcode {
@@ -220,7 +226,7 @@ impl Opcode {
         self.0
     }
 
-    /// The service named by the top three bits; `None` for CNP and reserved classes.
+    /// The service named by the top three bits; `None` for CNP, MISSING and reserved classes.
     pub const fn service(self) -> Option<Service> {
         match self.0 & 0xE0 {
             0x00 => Some(Service::Rc),
@@ -264,6 +270,9 @@ impl Opcode {
         if self.0 == Opcode::CNP.0 {
             return Some(Layout::Cnp);
         }
+        if self.0 == Opcode::MISSING.0 {
+            return Some(Layout::Missing);
+        }
         match (self.service(), self.operation()) {
             (Some(Service::Rc | Service::Uc | Service::Xrc), Some(operation)) => Some(operation.layout()),
             (Some(Service::Ud), Some(Operation::SendOnly)) => Some(Layout::Deth),
@@ -297,6 +306,7 @@ impl fmt::Display for Opcode {
         match (self.service(), self.operation()) {
             (Some(service), Some(operation)) => write!(f, "{service} {operation}"),
             _ if *self == Opcode::CNP => f.write_str("CNP"),
+            _ if *self == Opcode::MISSING => f.write_str("MISSING"),
             _ => write!(f, "opcode {:#04x}", self.0),
         }
     }
@@ -335,7 +345,8 @@ mod tests {
         assert_eq!(parsed(0x60).collect::<Vec<_>>(), [0x64, 0x65]);
         assert_eq!(parsed(0x80).collect::<Vec<_>>(), [0x81]);
         assert_eq!(parsed(0xA0).count(), Operation::ALL.len());
-        assert_eq!(parsed(0xC0).count() + (0xE0..=0xFF).filter(|&v| Opcode(v).layout().is_some()).count(), 0);
+        assert_eq!(parsed(0xC0).collect::<Vec<_>>(), [0xC1]);
+        assert_eq!((0xE0..=0xFF).filter(|&v| Opcode(v).layout().is_some()).count(), 0);
     }
 
     #[test]

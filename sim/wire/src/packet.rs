@@ -4,8 +4,8 @@ use std::fmt;
 use std::ops::Range;
 
 use crate::{
-    Aeth, AtomicEth, Bth, Deth, Ext, Feth, Layout, Opcode, Operation, Psn, Qpn, Repr, Reth, Service, chunk,
-    icrc,
+    Aeth, AtomicEth, Bth, Deth, Ext, Feth, Layout, Missing, Opcode, Operation, Psn, Qpn, Repr, Reth, Service,
+    chunk, icrc,
 };
 
 /// Why a datagram is not a packet.
@@ -162,6 +162,7 @@ impl<T: AsRef<[u8]>> Packet<T> {
             Layout::Flush => Ext::Flush(Feth::parse(&self.chunk(at)), reth(Feth::LEN)),
             Layout::AtomicWrite => Ext::AtomicWrite(reth(0)),
             Layout::Cnp => Ext::Cnp,
+            Layout::Missing => Ext::Missing(Missing::parse(&self.chunk(at))),
         }
     }
 
@@ -234,7 +235,7 @@ mod tests {
     #[test]
     fn smallest_packets_are_accepted() {
         for (opcode, len) in
-            [(0x04, 16), (0x0C, 32), (0xAC, 36), (0x13, 44), (0x1C, 36), (0x64, 24), (0x81, 32)]
+            [(0x04, 16), (0x0C, 32), (0xAC, 36), (0x13, 44), (0x1C, 36), (0x64, 24), (0x81, 32), (0xC1, 44)]
         {
             let bytes = datagram(opcode, 0, len);
             let packet = Packet::new_checked(&bytes[..]).unwrap();

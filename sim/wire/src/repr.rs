@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::packet::XRCETH_LEN;
-use crate::{Aeth, AtomicEth, Bth, Deth, Feth, Layout, Packet, Qpn, Reth, icrc, pad};
+use crate::{Aeth, AtomicEth, Bth, Deth, Feth, Layout, Missing, Packet, Qpn, Reth, icrc, pad};
 
 /// The extension headers after the BTH (and XRCETH), by the opcode's [`Layout`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +34,8 @@ pub enum Ext {
     AtomicWrite(Reth),
     /// The sixteen reserved bytes of a congestion notification, sent as zero and not looked at.
     Cnp,
+    /// What is missing.
+    Missing(Missing),
 }
 
 impl Ext {
@@ -53,6 +55,7 @@ impl Ext {
             Ext::Flush(..) => Layout::Flush,
             Ext::AtomicWrite(_) => Layout::AtomicWrite,
             Ext::Cnp => Layout::Cnp,
+            Ext::Missing(_) => Layout::Missing,
         }
     }
 }
@@ -125,6 +128,7 @@ impl Repr {
             Ext::DethImm(deth, imm) => put(put(rest, &deth.emit()), &imm.to_be_bytes()),
             Ext::Flush(feth, reth) => put(put(rest, &feth.emit()), &reth.emit()),
             Ext::Cnp => put(rest, &[0; 16]),
+            Ext::Missing(missing) => put(rest, &missing.emit()),
         };
         len
     }
@@ -155,6 +159,7 @@ impl fmt::Display for Ext {
             Ext::Deth(deth) => deth.fmt(f),
             Ext::DethImm(deth, imm) => write!(f, "{deth} imm {imm:#010x}"),
             Ext::Flush(feth, reth) => write!(f, "{feth} {reth}"),
+            Ext::Missing(missing) => missing.fmt(f),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Properties of packets: what is emitted reads back, no bytes panic, and a flipped bit is noticed.
 
 use anyverbs_wire::{
-    Aeth, AtomicEth, Bth, Deth, Ext, Feth, Flow, Layout, Opcode, Packet, Psn, Qpn, Repr, Reth, Selectivity,
-    Syndrome, icrc, pad,
+    Aeth, AtomicEth, Bth, Deth, Ext, Feth, Flow, Gap, Layout, Missing, Opcode, Packet, Psn, Qpn, Repr, Reth,
+    Selectivity, Syndrome, icrc, pad,
 };
 use proptest::prelude::*;
 
@@ -70,6 +70,10 @@ fn exts(layout: Layout) -> BoxedStrategy<Ext> {
         Layout::Flush => (feths(), reths()).prop_map(|(feth, reth)| Ext::Flush(feth, reth)).boxed(),
         Layout::AtomicWrite => reths().prop_map(Ext::AtomicWrite).boxed(),
         Layout::Cnp => Just(Ext::Cnp).boxed(),
+        Layout::Missing => any::<(u16, [(u16, u16); Missing::GAPS])>()
+            .prop_map(|(seen, gaps)| (seen, gaps.map(|(start, len)| Gap { start, len })))
+            .prop_map(|(seen, gaps)| Ext::Missing(Missing { seen, gaps }))
+            .boxed(),
     }
 }
 
@@ -251,6 +255,7 @@ fn only_reserved_bits_are_lost() {
             Layout::Deth | Layout::DethImm => 8,
             Layout::Flush => 26,
             Layout::Cnp => 128,
+            Layout::Missing => 16,
             _ => 0,
         };
         assert_eq!(lost, in_bth + in_xrceth + in_ext, "{opcode}");
@@ -296,4 +301,10 @@ fn lines_are_like_tcpdump_s() {
         "XRC SEND_ONLY_IMM qp 0x00aabb psn 17 srq 0x000033 imm 0x00000007 len 4"
     );
     assert_eq!(line(0x81, Ext::Cnp, None, &[]), "CNP qp 0x00aabb psn 17 len 0");
+    let mut missing = Missing { seen: 9, ..Missing::default() };
+    missing.gaps[..2].copy_from_slice(&[Gap { start: 0, len: 2 }, Gap { start: 7, len: 1 }]);
+    assert_eq!(
+        line(0xC1, Ext::Missing(missing), None, &[]),
+        "MISSING qp 0x00aabb psn 17 seen 9 gap 0+2 gap 7+1 len 0"
+    );
 }

@@ -4,7 +4,7 @@ mod attributes;
 mod path;
 mod state;
 
-use anyverbs_wire::{Opcode, Operation, Qpn, Repr};
+use anyverbs_wire::{Ext, Opcode, Operation, Qpn, Repr};
 
 pub use attributes::{Config, MESSAGE_MAX, Mtu, ReadyToReceive, ReadyToSend, Recovery};
 pub use path::Context;
@@ -241,6 +241,10 @@ impl QueuePair {
             self.on_cnp(cx, packet);
             return;
         }
+        if packet.bth.opcode == Opcode::MISSING {
+            self.on_missing(cx, packet);
+            return;
+        }
         let Some(operation) = self.admitted(cx, packet) else { return };
         cx.counters.rcvd_pkts += 1;
         self.note_mark(cx, operation, ecn);
@@ -305,6 +309,24 @@ impl QueuePair {
             cx.counters.rp_cnp_handled += 1;
         } else {
             cx.counters.rp_cnp_ignored += 1;
+        }
+    }
+
+    /// Handles what a peer says that it misses.
+    fn on_missing<M: Memory>(&mut self, cx: &mut Context<'_, M>, packet: &Repr) {
+        let (Halves::Reliable { requester, .. }, Ext::Missing(missing)) = (&mut self.halves, &packet.ext)
+        else {
+            cx.counters.rx_wrong_service += 1;
+            return;
+        };
+        if !self.state.requests() || self.config.qp_type == QpType::XrcRecv {
+            cx.counters.rx_out_of_state += 1;
+        } else if !path::in_partition(packet) {
+            cx.counters.bad_pkey_cntr += 1;
+        } else {
+            cx.counters.rcvd_pkts += 1;
+            requester.on_missing(cx, packet.bth.psn, missing);
+            self.note_drained(cx);
         }
     }
 

@@ -1,6 +1,6 @@
 //! Where packets go, and what an event comes with.
 
-use anyverbs_wire::{Bth, Ext, Opcode, Operation, Psn, Qpn, Repr, Service};
+use anyverbs_wire::{Bth, Ext, Missing, Opcode, Operation, Psn, Qpn, Repr, Service};
 
 use super::attributes::Mtu;
 use crate::action::{Action, Completion, Event, Queue};
@@ -109,6 +109,12 @@ impl Path {
             psn: Psn::new(0),
         };
         Repr { bth, xrc_srqn: None, ext: Ext::Cnp }
+    }
+
+    /// What is missing here, of which the packet of this PSN is the first.
+    pub(crate) fn missing(&self, psn: Psn, missing: Missing) -> Repr {
+        let bth = Bth { opcode: Opcode::MISSING, ..self.bth(Operation::Acknowledge, psn, 0) };
+        Repr { bth, xrc_srqn: None, ext: Ext::Missing(missing) }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use anyverbs_wire::{Aeth, Ext, NakCode, Operation, Repr, Reth, Syndrome, credit};
 
-use super::responder::{Inbound, Responder};
+use super::responder::{Inbound, Responder, Silence};
 use crate::action::{Action, Event, Source, Transmit};
 use crate::memory::{Memory, Need};
 use crate::pacer::Outflow;
@@ -130,7 +130,7 @@ impl Responder {
     }
 
     pub(crate) fn wants_transmit(&self) -> bool {
-        self.paced_until.is_none() && (self.ack_due || !self.replies.is_empty())
+        self.paced_until.is_none() && (self.ack_due || self.missing_due || !self.replies.is_empty())
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Time> {
@@ -192,6 +192,18 @@ impl Responder {
                     let ext = Ext::Aeth(Aeth { syndrome, msn: self.msn });
                     self.emit(cx, path, Operation::Acknowledge, position, ext, Source::None);
                 }
+            }
+        }
+        if self.missing_due {
+            self.missing_due = false;
+            // Who is not ready has nothing sent again before its time.
+            if self.silence == Silence::Sequence
+                && let Some(missing) = self.early.missing(path.mtu)
+            {
+                let header = path.missing(self.psn(self.expected), missing);
+                self.last_at = self.last_at.max(cx.now);
+                let payload = Source::None;
+                cx.actions.push(Action::Transmit(Transmit { at: self.last_at, header, payload }));
             }
         }
         if self.ack_due {

@@ -4,6 +4,7 @@
 #[derive(Debug, Default)]
 pub(crate) struct Arrivals {
     bits: Vec<u64>,
+    len: u32,
 }
 
 impl Arrivals {
@@ -11,7 +12,12 @@ impl Arrivals {
     pub(crate) fn new(window: u32) -> Self {
         // One word more than the window, so that its two ends never share a word.
         let words = (window as usize).div_ceil(64) + 1;
-        Arrivals { bits: vec![0; words.next_power_of_two()] }
+        Arrivals { bits: vec![0; words.next_power_of_two()], len: 0 }
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> u32 {
+        self.len
     }
 
     fn place(&self, position: u64) -> (usize, u64) {
@@ -21,6 +27,7 @@ impl Arrivals {
 
     pub(crate) fn insert(&mut self, position: u64) {
         let (word, bit) = self.place(position);
+        self.len += u32::from(self.bits[word] & bit == 0);
         self.bits[word] |= bit;
     }
 
@@ -36,6 +43,7 @@ impl Arrivals {
         while position < end && self.contains(position) {
             let (word, bit) = self.place(position);
             self.bits[word] &= !bit;
+            self.len -= 1;
             position += 1;
         }
         position

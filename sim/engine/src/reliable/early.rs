@@ -7,7 +7,9 @@
 
 use std::collections::VecDeque;
 
-use anyverbs_wire::{Operation, Repr};
+use anyverbs_wire::{Ext, Gap, Missing, Operation, Repr};
+
+use crate::qp::Mtu;
 
 /// A packet that was kept.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +20,21 @@ pub(super) struct Kept {
     /// Where its payload is kept; `None` if there is none, or it has been placed.
     pub(super) buffer: Option<u32>,
     pub(super) placed: bool,
+}
+
+impl Kept {
+    /// The PSNs that it takes.
+    fn psns(&self, mtu: Mtu) -> usize {
+        match self.packet.ext {
+            Ext::Reth(reth) if self.operation == Operation::ReadRequest => mtu.packets(reth.len) as usize,
+            _ => 1,
+        }
+    }
+}
+
+/// A number of packets as it is told: more than fit are told as fewer, which is no lie that does harm.
+fn half(packets: usize) -> u16 {
+    u16::try_from(packets).unwrap_or(u16::MAX)
 }
 
 /// Early packets, by how far they are ahead of the expected one.
@@ -58,6 +75,36 @@ impl EarlyPackets {
     #[inline]
     pub(super) fn has_turn(&self) -> bool {
         self.kept > 0 && matches!(self.ring.front(), Some(Some(_)))
+    }
+
+    /// Whether the packet `ahead` of the expected one is behind a gap that was not there before.
+    pub(super) fn opens_gap(&self, ahead: u32) -> bool {
+        ahead as usize > self.ring.len().max(1)
+    }
+
+    /// What is missing, if something waits behind a gap.
+    pub(super) fn missing(&self, mtu: Mtu) -> Option<Missing> {
+        if !self.has_gap() {
+            return None;
+        }
+        let mut missing = Missing::default();
+        let mut count = 0;
+        let mut seen = 0;
+        for (ahead, kept) in self.ring.iter().enumerate() {
+            let Some(kept) = kept else { continue };
+            if ahead > seen {
+                // The last few count: of those before them the first is named, and they were told before.
+                if count == Missing::GAPS {
+                    missing.gaps.rotate_left(1);
+                    count -= 1;
+                }
+                missing.gaps[count] = Gap { start: half(seen), len: half(ahead - seen) };
+                count += 1;
+            }
+            seen = seen.max(ahead + kept.psns(mtu));
+        }
+        missing.seen = half(seen);
+        Some(missing)
     }
 
     /// Whether packets wait behind a gap.

@@ -10,6 +10,7 @@ mod arrivals;
 mod credit;
 mod early;
 mod recovery;
+mod repairs;
 mod requester;
 mod responder;
 mod response;

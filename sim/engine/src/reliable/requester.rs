@@ -143,7 +143,7 @@ impl Requester {
             acked: 0,
             sent_max: 0,
             cursor: Cursor::default(),
-            arrived: Arrivals::new(config.window.max(1)),
+            arrived: Arrivals::new(2 * config.window.max(1)),
             window: config.window.max(1),
             probing: false,
             probe_due: false,
@@ -289,6 +289,8 @@ impl Requester {
             let wqe = &self.queue[place.index];
             if !wqe.request.op.has_response() {
                 position = wqe.end();
+            } else if let Some(end) = self.recovery.response_under_way(position) {
+                position = end;
             } else if self.arrived.contains(position) {
                 position += 1;
             } else {
@@ -298,7 +300,7 @@ impl Requester {
                 return Some(Next { place, position, room, why: Why::Response });
             }
         }
-        self.recovery.responses_asked(position, None);
+        self.recovery.responses_complete(position);
         None
     }
 
@@ -325,7 +327,10 @@ impl Requester {
         let position = wqe.first + u64::from(place.packet);
         let window = if self.probing { 1 } else { self.outflow.congestion.window_packets() };
         let ahead = position.saturating_sub(self.una);
-        let room = u64::from(window).checked_sub(ahead).filter(|room| *room > 0)? as u32;
+        // Responses that are here already are not on their way: one that is missing before them does not
+        // stop the others, for another window.
+        let early = u64::from(self.arrived.len().min(window));
+        let room = (u64::from(window) + early).checked_sub(ahead).filter(|room| *room > 0)? as u32;
         let op = &wqe.request.op;
         if matches!(op, Op::Read { .. }) && ahead > 0 && room < self.read_chunk(wqe, place) {
             return None;
@@ -474,14 +479,14 @@ impl Requester {
             Why::Turn => {}
             Why::Repair => {
                 cx.counters.completer_retry_err += 1;
-                self.timeout.forget_sample();
-                self.recovery.request_sent(at, after, self.sent_max);
+                self.timeout.doubt_sample();
+                self.recovery.request_sent(at, next.position, after, self.sent_max);
                 return;
             }
             Why::Response => {
                 cx.counters.completer_retry_err += 1;
-                self.timeout.forget_sample();
-                self.recovery.responses_asked(after, Some(at));
+                self.timeout.doubt_sample();
+                self.recovery.responses_asked(at, next.position, after, self.sent_max);
                 self.outflow.congestion.on_loss(cx.now);
                 return;
             }
@@ -496,8 +501,7 @@ impl Requester {
                 self.outstanding.push_back(after);
             }
             self.sent_max = after;
-            let answered = has_response && self.outflow.congestion.wants_round_trips();
-            if header.bth.ack_request || answered {
+            if header.bth.ack_request || has_response {
                 self.timeout.sample_from(next.position, at);
             }
         }

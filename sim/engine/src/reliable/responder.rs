@@ -36,7 +36,7 @@ const ACCESS: Refusal = Refusal::Nak(NakCode::RemoteAccess);
 
 /// Whether a NAK was sent that waits for the expected packet: no other is sent meanwhile (C9-114).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Silence {
+pub(super) enum Silence {
     No,
     /// After a sequence error.
     Sequence,
@@ -64,12 +64,14 @@ pub(crate) struct Responder {
     min_rnr_timer: u8,
     pub(super) max_resources: usize,
     pub(super) tells_credits: bool,
-    silence: Silence,
+    pub(super) silence: Silence,
     pub(super) inbound: Option<Inbound>,
     pub(super) replies: VecDeque<Reply>,
     pub(super) ack_due: bool,
+    /// Whether the sender is to be told what is missing, beyond what a NAK says.
+    pub(super) missing_due: bool,
     pub(super) resources: VecDeque<Resource>,
-    early: EarlyPackets,
+    pub(super) early: EarlyPackets,
     /// A READ response waits for its time, and everything behind it.
     pub(super) paced_until: Option<Time>,
     /// When the last answer leaves: none overtakes it.
@@ -89,6 +91,7 @@ impl Responder {
             inbound: None,
             replies: VecDeque::new(),
             ack_due: false,
+            missing_due: false,
             resources: VecDeque::new(),
             early: EarlyPackets::new(config.reorder),
             paced_until: None,
@@ -153,6 +156,7 @@ impl Responder {
                 if self.early.has_gap() {
                     // The sender does not know that something else is missing, too.
                     self.nak_once(Silence::Sequence, Syndrome::Nak(NakCode::PsnSequenceError));
+                    self.missing_due = true;
                 }
                 Verdict::Alive
             }
@@ -176,6 +180,8 @@ impl Responder {
             let buffer = if placed || payload == 0 { None } else { cx.memory.hold() };
             if placed || payload == 0 || buffer.is_some() {
                 cx.actions.extend(buffer.map(|buffer| Action::Hold { buffer }));
+                // The NAK of the first gap may be lost; who asks for an answer gets one.
+                self.missing_due |= self.early.opens_gap(ahead) || packet.bth.ack_request;
                 self.early.keep(ahead, Kept { operation, packet: *packet, payload, buffer, placed });
                 cx.counters.rx_kept_early += 1;
             }
@@ -537,6 +543,7 @@ impl Responder {
             cx.complete_receive(slot, Status::FlushError);
         }
         self.ack_due = false;
+        self.missing_due = false;
         self.release_early(cx);
     }
 

@@ -1,6 +1,8 @@
 //! The requester's other side: what answers mean, and giving up (IBA 9.7.5.1, 9.7.6).
 
-use anyverbs_wire::{Aeth, Ext, NakCode, Operation, Repr, Syndrome, rnr};
+use std::time::Duration;
+
+use anyverbs_wire::{Aeth, Ext, Missing, NakCode, Operation, Psn, Repr, Syndrome, rnr};
 
 use super::recovery::Advice;
 use super::requester::{Cursor, Requester, Wqe};
@@ -96,8 +98,39 @@ impl Requester {
         self.note_executed(cx, position);
         match advice {
             Advice::GoBack => self.go_back_once(cx),
-            Advice::Repair => self.outflow.congestion.on_loss(cx.now),
+            Advice::Repair => {
+                self.timeout.arm(cx.now);
+                self.outflow.congestion.on_loss(cx.now);
+            }
         }
+    }
+
+    /// The peer keeps what comes early, and says what it misses.
+    pub(crate) fn on_missing<M: Memory>(&mut self, cx: &mut Context<'_, M>, psn: Psn, missing: &Missing) {
+        let ahead = psn.distance(self.psn(self.una)) as i64 as u64;
+        let position = self.una.checked_add(ahead).filter(|position| *position < self.sent_max);
+        let Some(position) = position.filter(|position| *position >= self.acked) else {
+            cx.counters.unexpected_response += 1;
+            return;
+        };
+        cx.counters.rcvd_missing += 1;
+        self.timeout.arm(cx.now);
+        if self.recovery.on_missing(position, missing, self.sent_max) {
+            self.outflow.congestion.on_loss(cx.now);
+        }
+        self.executed(cx, position, false);
+    }
+
+    /// The first and the last packet that were sent and not executed: the last, unless it is of a request
+    /// whose responses have places, too.
+    fn unanswered(&self) -> [Option<u64>; 2] {
+        let is_data = |position: &u64| {
+            let place = self.locate(*position);
+            place.is_some_and(|place| !self.queue[place.index].request.op.has_response())
+        };
+        let first = Some(self.acked).filter(|first| *first < self.sent_max);
+        let last = self.sent_max.checked_sub(1).filter(|last| *last > self.acked);
+        [first, last.filter(is_data)]
     }
 
     /// RNR NAK: nothing leaves until the peer's timer is over (IBA 9.7.5.2.8).
@@ -188,6 +221,8 @@ impl Requester {
             self.heed_executed(cx, false);
             return;
         }
+        // The peer is at work, however far it is.
+        self.timeout.arm(cx.now);
         self.note_executed(cx, position);
         if self.arrived.contains(position) {
             cx.counters.unexpected_response += 1;
@@ -197,12 +232,18 @@ impl Requester {
             cx.counters.implied_nak_seq_err += 1;
         }
         if position != self.una && !self.recovery.is_selective() {
-            self.go_back_once(cx);
+            self.go_back_for_response(cx);
             return;
         }
         cx.actions.extend(place);
         self.arrived.insert(position);
-        self.executed(cx, position + 1, false);
+        let (una, arrived) = (self.una, &self.arrived);
+        self.recovery.on_response(position, |position| position < una || arrived.contains(position));
+        self.note_executed(cx, position + 1);
+        if self.recovery.is_selective() {
+            self.heed_executed(cx, false);
+        }
+        // Otherwise it is what was asked for again, in order, and what is behind it is on its way.
     }
 
     fn bad_response<M: Memory>(&mut self, cx: &mut Context<'_, M>, position: u64) -> Verdict {
@@ -231,12 +272,12 @@ impl Requester {
         if let Some(sent_at) = self.recovery.answered(self.acked) {
             self.timeout.measure_first(cx.now - sent_at);
         }
-        if self.recovery.on_ack(self.acked, all) == Advice::GoBack {
+        if self.recovery.on_ack(cx.now, self.acked, all) == Advice::GoBack {
             self.go_back_once(cx);
         }
         if self.una < self.acked && !self.recovery.is_selective() {
             // A response is missing: an implied NAK (C9-104).
-            self.go_back_once(cx);
+            self.go_back_for_response(cx);
         }
     }
 
@@ -266,7 +307,7 @@ impl Requester {
         self.gap = None;
         self.rnr_left = self.rnr_retry;
         let round_trip = self.timeout.progress(to, cx.now);
-        self.recovery.on_progress(to >= self.acked);
+        self.recovery.on_progress(to, to >= self.acked);
         self.outflow.congestion.on_ack(cx.now, round_trip, packets, false);
         while self.outstanding.front().is_some_and(|end| *end <= to) {
             self.outstanding.pop_front();
@@ -294,9 +335,19 @@ impl Requester {
 
     // ---- Going back, and giving up ----------------------------------------------------------
 
+    /// Goes back to `una` for a response that is missing. Before it comes, those come that were asked for
+    /// already: two round trips.
+    fn go_back_for_response<M: Memory>(&mut self, cx: &mut Context<'_, M>) {
+        let bound = self.timeout.round_trip_bound();
+        self.go_back_unless_done(cx, bound.map(|bound| bound * 2));
+    }
+
     /// Goes back to `una`, unless that was done a moment ago and nothing moved since.
     fn go_back_once<M: Memory>(&mut self, cx: &mut Context<'_, M>) {
-        let bound = self.timeout.round_trip_bound();
+        self.go_back_unless_done(cx, self.timeout.round_trip_bound());
+    }
+
+    fn go_back_unless_done<M: Memory>(&mut self, cx: &mut Context<'_, M>, bound: Option<Duration>) {
         let done = self
             .gap
             .is_some_and(|(at, when)| at == self.una && bound.is_none_or(|bound| cx.now - when < bound));
@@ -336,7 +387,7 @@ impl Requester {
             self.probe_due = true;
             self.paced_until = None;
             self.outflow.congestion.on_timeout(cx.now);
-            match self.recovery.on_timeout(self.una, self.acked) {
+            match self.recovery.on_timeout(self.una, self.acked, self.unanswered()) {
                 Advice::Repair => self.timeout.arm(cx.now),
                 Advice::GoBack => {
                     self.probing = true;

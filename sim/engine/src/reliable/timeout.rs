@@ -19,6 +19,8 @@ pub(crate) struct Timeout {
     retry_cnt: u32,
     smoothed: Option<Duration>,
     variation: Duration,
+    /// How long an answer takes at most, by these two, but not less than the floor.
+    estimate: Option<Duration>,
     backoff: u32,
     last_progress: Time,
     deadline: Option<Time>,
@@ -35,6 +37,7 @@ impl Timeout {
             retry_cnt: u32::from(retry_cnt),
             smoothed: None,
             variation: Duration::ZERO,
+            estimate: None,
             backoff: 0,
             last_progress: Time::ZERO,
             deadline: None,
@@ -66,6 +69,14 @@ impl Timeout {
         self.sample = None;
     }
 
+    /// Single packets are sent again. As long as no round trip was measured, one that is too long by the
+    /// time of a repair is better than none: without any the timer is as long as the attribute allows.
+    pub(crate) fn doubt_sample(&mut self) {
+        if self.smoothed.is_some() {
+            self.forget_sample();
+        }
+    }
+
     /// A round trip of a packet that was sent again: better than none at all.
     pub(crate) fn measure_first(&mut self, rtt: Duration) {
         if self.smoothed.is_none() {
@@ -84,6 +95,7 @@ impl Timeout {
                 self.smoothed = Some((smoothed * 7 + rtt) / 8);
             }
         }
+        self.estimate = self.round_trip_bound().map(|bound| bound.max(FLOOR));
     }
 
     /// How long the answer to a packet takes, at most, if nothing is lost; `None` if that was not
@@ -95,8 +107,12 @@ impl Timeout {
     /// Starts the timer anew: packets are outstanding.
     pub(crate) fn arm(&mut self, now: Time) {
         self.deadline = self.ceiling.map(|ceiling| {
-            let estimate = self.round_trip_bound().map_or(ceiling, |bound| bound.max(FLOOR));
-            now + estimate.saturating_mul(1 << self.backoff.min(16)).min(ceiling)
+            // While responses come this is done for each of them.
+            let estimate = self.estimate.map_or(ceiling, |estimate| estimate.min(ceiling));
+            match self.backoff {
+                0 => now + estimate,
+                backoff => now + estimate.saturating_mul(1 << backoff.min(16)).min(ceiling),
+            }
         });
     }
 

@@ -18,7 +18,7 @@ fn packet(rng: &mut Rng, psn: Psn) -> Vec<u8> {
         *byte = if rng.below(3) == 0 { rng.below(256) as u8 } else { 0 };
     }
     let opcodes =
-        [0, 1, 2, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 0x16, 0x17, 0x1c, 0x1d];
+        [0, 1, 2, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 0x16, 0x17, 0x1c, 0x1d, 0xc1];
     bytes[0] = opcodes[rng.below(opcodes.len() as u64) as usize];
     bytes[1] &= 0x30;
     bytes[2..4].copy_from_slice(&[0xff, 0xff]);

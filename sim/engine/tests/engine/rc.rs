@@ -2,7 +2,7 @@
 
 use crate::pair::{Faults, Pair, RKEY, Rng, pattern};
 use anyverbs_engine::*;
-use anyverbs_wire::{Feth, Operation, Psn, Qpn, Selectivity};
+use anyverbs_wire::{Feth, Opcode, Operation, Psn, Qpn, Selectivity};
 
 const SEND: Op = Op::Send { imm: None };
 
@@ -86,6 +86,47 @@ fn a_lost_packet_is_naked_once_and_sent_again() {
     assert_eq!(pair.sides[1].memory.region[..2560], pattern(4, 2560)[..]);
     assert_eq!(pair.sides[0].counters.rcvd_seq_err, 1, "one NAK for the gap, then silence");
     assert_eq!(pair.sides[0].counters.local_ack_timeout_err, 0, "no timeout was needed");
+}
+
+#[test]
+fn several_losses_in_a_window_are_told_and_repaired_at_once() {
+    let mut pair = Pair::new(0, 1);
+    // The first message measures the round trip.
+    pair.post(0, Op::Write { va: 0, rkey: RKEY, imm: None }, pattern(4, 256));
+    pair.drive();
+    let mut lost = vec![3, 7, 8, 15];
+    pair.drop_if = Some(Box::new(move |side, repr| {
+        let place = lost.iter().position(|psn| side == 0 && repr.bth.psn == Psn::new(*psn));
+        place.map(|place| lost.remove(place)).is_some()
+    }));
+    pair.sent.clear();
+    let start = pair.now;
+    pair.post(1, Op::Write { va: 0, rkey: RKEY, imm: None }, pattern(4, 256 * 20));
+    pair.drive();
+    assert_eq!(pair.completed(0, Queue::Send), ok(0..2));
+    assert_eq!(pair.sides[1].memory.region[..5120], pattern(4, 5120)[..]);
+    let psns = |side| pair.sent.iter().filter(move |(own, _)| *own == side).map(|(_, header)| header);
+    assert_eq!(psns(0).count(), 20 + 4, "each again once");
+    let told: Vec<_> = psns(1).filter(|header| header.bth.opcode == Opcode::MISSING).collect();
+    assert!(!told.is_empty());
+    let round_trip = std::time::Duration::from_micros(10);
+    assert_eq!(pair.now - start, round_trip * 2, "one round trip more than without losses");
+}
+
+#[test]
+fn who_goes_back_does_not_mind_being_told_what_is_missing() {
+    let kinds =
+        [Recovery::GoBackN, Recovery::Selective].map(|recovery| Config { recovery, ..Config::default() });
+    let mut pair = Pair::of(kinds, 0, 1, 4);
+    let mut lost = vec![3, 7, 8, 15];
+    pair.drop_if = Some(Box::new(move |side, repr| {
+        let place = lost.iter().position(|psn| side == 0 && repr.bth.psn == Psn::new(*psn));
+        place.map(|place| lost.remove(place)).is_some()
+    }));
+    pair.post(0, Op::Write { va: 0, rkey: RKEY, imm: None }, pattern(4, 256 * 20));
+    pair.drive();
+    assert_eq!(pair.completed(0, Queue::Send), ok(0..1));
+    assert_eq!(pair.sides[1].memory.region[..5120], pattern(4, 5120)[..]);
 }
 
 #[test]

@@ -67,6 +67,9 @@ fn run(input: &[u8], what: &dyn std::fmt::Display) -> World {
     }
 }
 
+/// Marks a feature that is a counter.
+const COUNTED: u64 = 0xffff_ffff_ffff_0000;
+
 #[test]
 fn replay() {
     if let Some(path) = env::var_os("ANYVERBS_FUZZ_INPUT") {
@@ -132,16 +135,28 @@ fn no_packet_breaks_a_queue_pair() {
 
 /// Keeps the inputs that together do the most of what was done, without the bytes that they do not need for it.
 fn write_corpus(pool: Vec<Vec<u8>>) {
-    let pool: Vec<(Vec<u8>, BTreeSet<u64>)> =
-        pool.into_iter().map(|input| (input.clone(), program::run(&input).features)).collect();
+    let pool: Vec<(Vec<u8>, BTreeSet<u64>)> = pool
+        .into_iter()
+        .map(|input| {
+            let world = program::run(&input);
+            // Each counter has to be there, whatever else is: as a feature that comes first.
+            let counted = (0..).zip(world.counters.iter()).filter(|(_, (_, n))| *n > 0);
+            let features = counted.map(|(index, _)| COUNTED | index).chain(world.features).collect();
+            (input, features)
+        })
+        .collect();
     let mut left: BTreeSet<u64> = pool.iter().flat_map(|(_, features)| features).copied().collect();
     let total = left.len();
     let mut kept = BTreeMap::new();
     while kept.len() < CORPUS_MAX && !left.is_empty() {
-        let gain = |(_, features): &&(Vec<u8>, BTreeSet<u64>)| features.intersection(&left).count();
+        let gain = |(_, features): &&(Vec<u8>, BTreeSet<u64>)| {
+            let new = features.intersection(&left);
+            new.map(|feature| if feature & COUNTED == COUNTED { 1000 } else { 1 }).sum::<usize>()
+        };
         let Some((input, features)) = pool.iter().max_by_key(gain) else { break };
         left.retain(|feature| !features.contains(feature));
-        let input = shortened(input, features);
+        let wanted = features.iter().copied().filter(|feature| feature & COUNTED != COUNTED).collect();
+        let input = shortened(input, &wanted);
         let name = input.iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
             (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
         });

@@ -86,6 +86,15 @@ fn answer(choices: &mut Choices<'_>) -> Aeth {
     Aeth { syndrome, msn: u32::from(choices.byte()) }
 }
 
+/// What a peer says that it misses, which need not make sense.
+fn missing(choices: &mut Choices<'_>) -> Missing {
+    let mut half = || match choices.below(4) {
+        0 => choices.u32() as u16,
+        _ => u16::from(choices.byte() % 16),
+    };
+    Missing { seen: half(), gaps: [0; Missing::GAPS].map(|_| Gap { start: half(), len: half() }) }
+}
+
 fn payload(world: &World, choices: &mut Choices<'_>, operation: Operation, psn: Psn) -> u32 {
     use Operation as O;
     let mtu = world.mtu.bytes();
@@ -143,11 +152,12 @@ pub(crate) fn datagram(world: &World, choices: &mut Choices<'_>) -> Vec<u8> {
     let opcode = match wrong {
         248 | 249 => Opcode::CNP,
         247 => Opcode::from_value(choices.byte()),
+        230..=239 => Opcode::MISSING,
         _ => Opcode::new(service, operation),
     };
-    let psn = psn(world, choices, operation.is_response());
+    let psn = psn(world, choices, operation.is_response() || opcode == Opcode::MISSING);
     let mut payload = payload(world, choices, operation, psn);
-    if opcode == Opcode::CNP {
+    if opcode == Opcode::CNP || opcode == Opcode::MISSING {
         payload = 0;
     }
     let mut bth = Bth::new(opcode, world.config.qpn, psn);
@@ -184,6 +194,7 @@ pub(crate) fn datagram(world: &World, choices: &mut Choices<'_>) -> Vec<u8> {
         }
         Some(Layout::AtomicWrite) => Ext::AtomicWrite(remote(world, choices, payload)),
         Some(Layout::Cnp) => Ext::Cnp,
+        Some(Layout::Missing) => Ext::Missing(missing(choices)),
     };
     let srqn = if wrong == 243 { Qpn::new(3) } else { SRQN };
     let repr = Repr { bth, xrc_srqn: opcode.has_xrceth().then_some(srqn), ext };

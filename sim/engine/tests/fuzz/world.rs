@@ -167,8 +167,10 @@ impl World {
         }
         self.before = snapshot;
         self.check_counted(&repr, &before, state, acted, changed);
-        if self.counters.rcvd_pkts > before.rcvd_pkts && self.is_reliable() && operation.is_some() {
-            if operation.is_some_and(Operation::is_response) {
+        let missing = repr.bth.opcode == Opcode::MISSING;
+        let known = operation.is_some() || missing;
+        if self.counters.rcvd_pkts > before.rcvd_pkts && self.is_reliable() && known {
+            if missing || operation.is_some_and(Operation::is_response) {
                 // One that came again, or that nobody asked for, must not have done anything.
                 if self.counters.unexpected_response == before.unexpected_response {
                     self.note_response(&repr, position);
@@ -279,10 +281,14 @@ impl World {
         };
         let opcode = packet.bth.opcode;
         let notification = opcode == Opcode::CNP;
-        if !notification && (opcode.service() != Some(service) || opcode.operation().is_none()) {
+        let missing = opcode == Opcode::MISSING;
+        if missing && !self.is_reliable() {
             return "rx_wrong_service";
         }
-        let response = opcode.operation().is_some_and(Operation::is_response);
+        if !notification && !missing && (opcode.service() != Some(service) || opcode.operation().is_none()) {
+            return "rx_wrong_service";
+        }
+        let response = missing || opcode.operation().is_some_and(Operation::is_response);
         let in_state = match state {
             ReadyToSend | SendQueueDrain => true,
             ReadyToReceive | SendQueueError => !response,
@@ -368,6 +374,8 @@ impl World {
                 assert_eq!(self.qp.state(), QpState::Error, "{packet} was taken for a response");
                 return;
             }
+            // What is missing is the first packet that was not executed.
+            Ext::Missing(_) => position,
             _ => position + 1,
         };
         self.sends.acked = self.sends.acked.max(to);
