@@ -28,11 +28,11 @@ pub(super) enum Reply {
 }
 
 impl Reply {
-    /// Whether nothing of this answer has left, and the other would be the same or a part of it.
-    fn is_same_from_start(&self, other: &Reply) -> bool {
+    /// Whether nothing of this answer has left, and the other is the same.
+    fn is_unsent(&self, other: &Reply) -> bool {
         match (self, other) {
-            (Reply::Read { first, reth, sent: 0, .. }, Reply::Read { first: again, reth: part, .. }) => {
-                first == again && part.len <= reth.len
+            (Reply::Read { first, reth, sent: 0, .. }, Reply::Read { first: again, reth: same, .. }) => {
+                first == again && reth == same
             }
             (Reply::Once { position, .. }, Reply::Once { position: again, .. }) => position == again,
             _ => false,
@@ -117,14 +117,19 @@ impl Responder {
                 None
             }
         };
-        // A requester may ask again and again while an answer waits for its time: it gets one.
-        let waits = |reply: &Reply| self.replies.iter().any(|other| other.is_same_from_start(reply));
-        let Some(reply) = reply.filter(|reply| !waits(reply)) else { return };
+        let Some(mut reply) = reply else { return };
+        // A requester may ask again and again while an answer waits for its time. It gets one, and where it
+        // asked last: one that goes back wants the answers in that order.
+        if let Some(waiting) = self.replies.iter().position(|other| other.is_unsent(&reply))
+            && let Some(waiting) = self.replies.remove(waiting)
+        {
+            reply = waiting;
+        }
         if let Reply::Read { reth, first, .. } = reply {
             let asked = first..first + u64::from(mtu.packets(reth.len));
             self.replies.retain_mut(|other| other.leave_to(mtu, &asked));
         }
-        if self.replies.len() < 2 * self.max_resources {
+        if reply.is_first() || self.replies.len() < 2 * self.max_resources {
             self.replies.push_back(reply);
         }
     }
