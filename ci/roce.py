@@ -36,6 +36,10 @@ OPCODES = {
     0x14: "FETCH_ADD",
     0x16: "SEND_LAST_INVALIDATE",
     0x17: "SEND_ONLY_INVALIDATE",
+    0x1C: "FLUSH",
+    0x1D: "ATOMIC_WRITE",
+    # One of those that manufacturers may use: what a responder misses. It is there when packets were lost.
+    0xC1: "MISSING",
 }
 
 # Extension headers in the order in which they follow the BTH.
@@ -56,9 +60,12 @@ EXTENSIONS = {
     "ATOMIC_ACKNOWLEDGE": ["aeth", "atomic_ack"],
     "COMPARE_SWAP": ["atomic"],
     "FETCH_ADD": ["atomic"],
+    "FLUSH": ["feth", "reth"],
+    "ATOMIC_WRITE": ["reth"],
+    "MISSING": ["missing"],
 }
 
-RESPONSES = {name for name in OPCODES.values() if "RESPONSE" in name or "ACKNOWLEDGE" in name}
+RESPONSES = {name for name in OPCODES.values() if "RESPONSE" in name or "ACKNOWLEDGE" in name or name == "MISSING"}
 STARTS = ("_FIRST", "_ONLY", "_ONLY_IMM", "_ONLY_INVALIDATE")
 ENDS = ("_LAST", "_LAST_IMM", "_LAST_INVALIDATE", "_ONLY", "_ONLY_IMM", "_ONLY_INVALIDATE")
 
@@ -186,6 +193,8 @@ def extend(extension, datagram, at, fields):
         "aeth": (">I", ("aeth",)),
         "atomic": (">QIQQ", ("va", "rkey", "swap_add", "compare")),
         "atomic_ack": (">Q", ("original",)),
+        "feth": (">I", ("feth",)),
+        "missing": (">HHQQQ", ("seen", "reserved", "gaps", "more_gaps", "last_gaps")),
     }
     layout, names = layouts[extension]
     size = struct.calcsize(layout)

@@ -1,4 +1,18 @@
 //! The responder: the half that executes requests (IBA 9.7.4). Its answers are in `answer.rs`.
+//!
+//! | the PSN is | what happens | rule |
+//! |---|---|---|
+//! | the expected one | it is executed; then early packets whose turn it is | IBA 9.7.4.1 |
+//! | ahead, within `reorder` | it is kept; one NAK of the expected PSN, then silence until that comes | C9-114 |
+//! | further ahead | it is dropped; the same NAK | C9-114 |
+//! | before it | a duplicate: acknowledged, answered again, or dropped | C9-105 |
+//!
+//! | executing it | is answered by | and the queue pair |
+//! |---|---|---|
+//! | succeeds | ACK if asked for, READ responses, or a result | goes on |
+//! | finds no receive work request | RNR NAK, then silence | goes on |
+//! | is out of place, of a wrong length, not allowed | NAK invalid request | ends |
+//! | touches what it may not | NAK remote access | ends |
 
 use std::collections::VecDeque;
 
@@ -544,6 +558,10 @@ impl Responder {
         }
         self.ack_due = false;
         self.missing_due = false;
+        // Answers to what was executed before the NAK leave with it; without one the peer is told nothing.
+        if !self.replies.iter().any(|reply| matches!(reply, Reply::Nak { .. })) {
+            self.replies.clear();
+        }
         self.release_early(cx);
     }
 

@@ -144,6 +144,20 @@ fn a_reset_forgets_everything_and_completes_nothing() {
     assert!(pair.sides.iter().all(|side| side.completions.is_empty()));
 }
 
+#[test]
+fn a_queue_pair_that_is_moved_to_the_error_state_answers_no_more() {
+    let mut pair = Pair::new(0, 1);
+    pair.post(0, Op::Read { va: 0, rkey: RKEY }, vec![0; 256 * 60]);
+    while pair.with_context(0, |qp, cx| qp.transmit(cx)) {}
+    let (_, request) = pair.sent[0];
+    let mut datagram = vec![0; request.header_len() + 4];
+    request.emit(&mut datagram);
+    pair.deliver(1, &datagram);
+    pair.with_context(1, |qp, cx| qp.enter_error(cx));
+    while pair.with_context(1, |qp, cx| qp.transmit(cx)) {}
+    assert_eq!(pair.sent.len(), 1, "the READ has no answer");
+}
+
 // ---- Credits --------------------------------------------------------------------------------
 
 fn credits(receives: u64) -> Pair {
