@@ -80,6 +80,8 @@ pub(crate) struct Responder {
     pub(super) tells_credits: bool,
     pub(super) silence: Silence,
     pub(super) inbound: Option<Inbound>,
+    /// XRC: the shared receive queue that its First packet named.
+    inbound_srqn: Option<Qpn>,
     pub(super) replies: VecDeque<Reply>,
     pub(super) ack_due: bool,
     /// Whether the sender is to be told what is missing, beyond what a NAK says.
@@ -103,6 +105,7 @@ impl Responder {
             tells_credits: config.credits,
             silence: Silence::No,
             inbound: None,
+            inbound_srqn: None,
             replies: VecDeque::new(),
             ack_due: false,
             missing_due: false,
@@ -301,7 +304,11 @@ impl Responder {
         use Operation as O;
         let Arrived { operation, packet, payload, .. } = arrived;
         if let Some((piece, reth)) = piece(operation, packet, payload) {
-            if !is_right_length(path.mtu, &piece) {
+            if piece.first {
+                self.inbound_srqn = packet.xrc_srqn;
+            }
+            // XRC: all packets of a message name the same shared receive queue (IBA A14.3).
+            if !is_right_length(path.mtu, &piece) || packet.xrc_srqn != self.inbound_srqn {
                 return Err(INVALID);
             }
             return match piece.is_write {

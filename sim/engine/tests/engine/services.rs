@@ -217,6 +217,23 @@ fn an_xrc_request_for_an_unknown_queue_is_invalid() {
     assert_eq!(pair.sides[1].events, [Event::CommunicationEstablished, Event::RequestError][1..]);
 }
 
+#[test]
+fn a_message_that_changes_its_shared_receive_queue_is_invalid() {
+    let mut pair = pair(QpType::XrcSend);
+    pair.post_receive(0, 1000);
+    pair.post(0, SEND, pattern(1, 700));
+    while pair.with_context(0, |qp, cx| qp.transmit(cx)) {}
+    let headers: Vec<_> = pair.sent.iter().map(|(_, header)| *header).collect();
+    for (nth, mut header) in headers.into_iter().enumerate().take(2) {
+        header.xrc_srqn = if nth == 1 { Some(Qpn::new(0x78)) } else { header.xrc_srqn };
+        let mut datagram = vec![0; header.header_len() + 256 + 4];
+        header.emit(&mut datagram);
+        pair.deliver(1, &datagram);
+    }
+    assert_eq!(pair.sides[1].qp.state(), QpState::Error);
+    assert_eq!(pair.sides[1].counters.resp_remote_invalid_requests, 1);
+}
+
 // ---- SEND with invalidate, FLUSH, ATOMIC WRITE ----------------------------------------------
 
 #[test]
