@@ -7,7 +7,7 @@ use crate::action::{Action, Completion, Event, Queue};
 use crate::counters::Counters;
 use crate::memory::Memory;
 use crate::time::Time;
-use crate::work::{ReceiveKind, Status};
+use crate::work::{ReceiveKind, SendRequest, Status};
 
 /// The default partition, full membership (IBA 10.9.1.2).
 const DEFAULT_PKEY: u16 = 0xffff;
@@ -45,7 +45,7 @@ impl<M: Memory> Context<'_, M> {
     }
 
     /// A send work request is done with.
-    pub(crate) fn complete_send(&mut self, request: &crate::work::SendRequest, status: Status) {
+    pub(crate) fn complete_send(&mut self, request: &SendRequest, status: Status) {
         if !matches!(status, Status::Success | Status::FlushError) {
             self.counters.req_cqe_error += 1;
         }

@@ -12,7 +12,7 @@ use crate::time::Time;
 
 /// What an operation of one packet came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Result8 {
+pub(super) enum Outcome {
     /// The value that an atomic found.
     Value(u64),
     /// FLUSH and ATOMIC WRITE: it is done.
@@ -23,7 +23,7 @@ pub(super) enum Result8 {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Reply {
     Read { reth: Reth, first: u64, sent: u32, again: bool },
-    Once { position: u64, result: Result8, again: bool },
+    Once { position: u64, result: Outcome, again: bool },
     Nak { position: u64, syndrome: Syndrome },
 }
 
@@ -66,7 +66,7 @@ impl Reply {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Resource {
     Read { first: u64, packets: u32, reth: Reth },
-    Once { position: u64, result: Result8 },
+    Once { position: u64, result: Outcome },
 }
 
 impl Resource {
@@ -187,8 +187,8 @@ impl Responder {
                     let aeth = self.ack(cx);
                     // FLUSH and ATOMIC WRITE are answered by an empty READ response (IBA A19.4.3).
                     let (operation, ext) = match result {
-                        Result8::Value(value) => (Operation::AtomicAcknowledge, Ext::AtomicAck(aeth, value)),
-                        Result8::Done => (Operation::ReadResponseOnly, Ext::Aeth(aeth)),
+                        Outcome::Value(value) => (Operation::AtomicAcknowledge, Ext::AtomicAck(aeth, value)),
+                        Outcome::Done => (Operation::ReadResponseOnly, Ext::Aeth(aeth)),
                     };
                     self.emit(cx, path, operation, position, ext, Source::None);
                 }

@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 
 use anyverbs_wire::{AtomicEth, Ext, Feth, NakCode, Operation, Psn, Qpn, Repr, Reth, Selectivity, Syndrome};
 
-use super::answer::{Reply, Resource, Result8};
+use super::answer::{Outcome, Reply, Resource};
 use super::early::{EarlyPackets, Kept};
 use crate::action::{Action, Completion, Event, Queue, Target};
 use crate::memory::{Memory, Need, Receive};
@@ -487,7 +487,7 @@ impl Responder {
             _ => cx.memory.compare_swap(span, eth.compare, eth.swap_add),
         };
         let value = before.map_err(|_| ACCESS)?;
-        self.answer_once(Result8::Value(value));
+        self.answer_once(Outcome::Value(value));
         Ok(())
     }
 
@@ -509,7 +509,7 @@ impl Responder {
         if reth.len > 0 || feth.selectivity == Selectivity::Region {
             cx.memory.flush(reth.rkey, reth.va, reth.len, feth).map_err(|_| ACCESS)?;
         }
-        self.answer_once(Result8::Done);
+        self.answer_once(Outcome::Done);
         Ok(())
     }
 
@@ -526,12 +526,12 @@ impl Responder {
         }
         let to = check(cx, reth.rkey, reth.va, 8, Need::RemoteWrite)?;
         cx.actions.push(Action::PlaceAtomic { from: 0, to });
-        self.answer_once(Result8::Done);
+        self.answer_once(Outcome::Done);
         Ok(())
     }
 
     /// An operation of one packet was executed; its result answers duplicates, too.
-    fn answer_once(&mut self, result: Result8) {
+    fn answer_once(&mut self, result: Outcome) {
         let position = self.expected;
         self.remember(Resource::Once { position, result });
         self.replies.push_back(Reply::Once { position, result, again: false });

@@ -1,6 +1,6 @@
 //! Receiving what arrives.
 
-use anyverbs_wire::{Ext, Operation, Psn, Repr, Reth};
+use anyverbs_wire::{Ext, Operation, Psn, Qpn, Repr, Reth};
 
 use crate::action::{Action, Completion, Queue, Target};
 use crate::memory::{Memory, Need, Receive};
@@ -248,7 +248,7 @@ fn complete<M: Memory>(
     kind: ReceiveKind,
     len: u32,
     piece: &Piece,
-    source: Option<anyverbs_wire::Qpn>,
+    source: Option<Qpn>,
 ) {
     cx.actions.push(Action::Complete(Completion {
         queue: Queue::Receive,
