@@ -3,13 +3,14 @@
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyverbs_nic::Time;
-use anyverbs_nic::link::{Link, LinkError, LinkInfo, RxBatch, TxBatch, Waiter};
+use anyverbs_nic::link::{Link, LinkError, LinkInfo, RxBatch, RxEntry, TxBatch, Waiter};
 use anyverbs_wire::{Flow, encapsulate, icrc};
 use pcap_file::pcapng::Block;
 use pcap_file::pcapng::PcapNgWriter;
@@ -240,6 +241,26 @@ impl<L: Link> Link for Captured<L> {
         self.inner.source_port(flow_hash)
     }
 
+    fn path_max_datagram(&self, peer: IpAddr) -> usize {
+        self.inner.path_max_datagram(peer)
+    }
+
+    fn claim_service(&mut self, id: u64) -> io::Result<()> {
+        self.inner.claim_service(id)
+    }
+
+    fn release_service(&mut self, id: u64) {
+        self.inner.release_service(id);
+    }
+
+    fn join(&mut self, group: IpAddr) -> io::Result<()> {
+        self.inner.join(group)
+    }
+
+    fn leave(&mut self, group: IpAddr) {
+        self.inner.leave(group);
+    }
+
     fn transmit(&mut self, batch: &mut TxBatch, now: Time) -> Result<(), LinkError> {
         let source = self.inner.info().address;
         let bytes = batch.bytes();
@@ -258,11 +279,11 @@ impl<L: Link> Link for Captured<L> {
     fn receive(&mut self, batch: &mut RxBatch, now: Time) -> Result<(), LinkError> {
         let before = batch.entries().len();
         let result = self.inner.receive(batch, now);
-        let destination = self.inner.info().address;
         for entry in batch.entries().iter().skip(before) {
             let datagram = &batch.bytes()[entry.range()];
-            let flow = Flow { source: entry.source, destination, source_port: entry.source_port };
-            let ip_id = icrc::verify(&flow, datagram).unwrap_or(0);
+            let RxEntry { source, destination, source_port, .. } = *entry;
+            let flow = Flow { source, destination, source_port };
+            let ip_id = entry.ip_id.or_else(|| icrc::verify(&flow, datagram)).unwrap_or(0);
             self.capture.packet(&flow, ip_id, entry.ecn, datagram, INBOUND, now);
         }
         self.flush_if_due(now);

@@ -31,6 +31,7 @@ impl VirtualLink {
             max_datagram: state.config.max_datagram,
             // A receive queue can overflow, and whatever wraps this link may lose more.
             reliable: false,
+            prefix: None,
         };
         let host = state.host_at(address);
         VirtualLink { shared: Arc::clone(shared), host, info }

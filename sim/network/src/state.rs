@@ -289,7 +289,8 @@ impl State {
             };
             space.copy_from_slice(&datagram.bytes);
             let Datagram { source, source_port, ecn, .. } = *datagram;
-            batch.push(RxEntry { source, source_port, ecn, start, len });
+            let destination = self.hosts[host].address;
+            batch.push(RxEntry { source, destination, source_port, ip_id: None, ecn, start, len });
             start += len;
             if let Some(datagram) = self.hosts[host].received.pop_front() {
                 self.recycle(datagram.bytes);

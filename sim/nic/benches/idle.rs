@@ -93,7 +93,15 @@ impl Link for Loopback {
             batch.buffer()[start..start + len].copy_from_slice(&datagram);
             let source = self.info.address;
             assert!(
-                batch.push(RxEntry { source, source_port: 4791, ecn: 0, start, len }),
+                batch.push(RxEntry {
+                    source,
+                    destination: source,
+                    source_port: 4791,
+                    ip_id: None,
+                    ecn: 0,
+                    start,
+                    len
+                }),
                 "a message at a time"
             );
             start += len;
@@ -115,7 +123,8 @@ impl Idle {
         let clock = Arc::new(Clock::default());
         let address = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
         let detail = "to oneself".into();
-        let info = LinkInfo { name: "loopback", detail, address, max_datagram: 4200, reliable: true };
+        let info =
+            LinkInfo { name: "loopback", detail, address, max_datagram: 4200, reliable: true, prefix: None };
         let link = Loopback { clock: Arc::clone(&clock), info, datagrams: Vec::new() };
         let config = NicConfig { seed: Some(1), max_qp: QUEUE_PAIRS_MAX, ..NicConfig::default() };
         let nic = Nic::open(Box::new(link), config)?;

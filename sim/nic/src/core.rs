@@ -260,8 +260,8 @@ impl Core {
             self.counters.rx_wrong_source += 1;
             return;
         }
-        let destination = self.link.info().address;
-        let flow = Flow { source: entry.source, destination, source_port: entry.source_port };
+        let flow =
+            Flow { source: entry.source, destination: entry.destination, source_port: entry.source_port };
         if icrc::verify(&flow, datagram).is_none() {
             self.counters.rx_icrc_encapsulated += 1;
             return;

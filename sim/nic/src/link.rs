@@ -30,6 +30,35 @@ pub trait Link: Send {
         ROCE_PORT
     }
 
+    /// The largest datagram that reaches `peer` whole, in bytes, as far as is known: at most
+    /// [`LinkInfo::max_datagram`].
+    fn path_max_datagram(&self, _peer: IpAddr) -> usize {
+        self.info().max_datagram
+    }
+
+    /// From now on, connection requests for the service `id` are for this NIC. Where several NICs share
+    /// an address, each service belongs to one of them.
+    ///
+    /// # Errors
+    /// Another NIC of this address has the service; the error says which.
+    fn claim_service(&mut self, _id: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Gives a service up, if this NIC has it.
+    fn release_service(&mut self, _id: u64) {}
+
+    /// Receives what is sent to a multicast group, too.
+    ///
+    /// # Errors
+    /// The link has no multicast, or the system does not permit it for this group.
+    fn join(&mut self, _group: IpAddr) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Receives no more what is sent to a multicast group.
+    fn leave(&mut self, _group: IpAddr) {}
+
     /// Sends datagrams from the front of `batch`, and consumes those that it took.
     ///
     /// What the link cannot take now stays in the batch, in order, for a later call. Each datagram
@@ -63,6 +92,21 @@ impl Link for Box<dyn Link> {
     }
     fn source_port(&self, flow_hash: u32) -> u16 {
         (**self).source_port(flow_hash)
+    }
+    fn path_max_datagram(&self, peer: IpAddr) -> usize {
+        (**self).path_max_datagram(peer)
+    }
+    fn claim_service(&mut self, id: u64) -> io::Result<()> {
+        (**self).claim_service(id)
+    }
+    fn release_service(&mut self, id: u64) {
+        (**self).release_service(id);
+    }
+    fn join(&mut self, group: IpAddr) -> io::Result<()> {
+        (**self).join(group)
+    }
+    fn leave(&mut self, group: IpAddr) {
+        (**self).leave(group);
     }
     fn transmit(&mut self, batch: &mut TxBatch, now: Time) -> Result<(), LinkError> {
         (**self).transmit(batch, now)
@@ -101,6 +145,29 @@ pub trait Waiter: Send + Sync {
     }
 }
 
+/// The numbers that a NIC may give to its queue pairs and connections, where several NICs share an address:
+/// those whose first bits are these.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NumberPrefix {
+    /// How many of the first bits are fixed, 1..=16.
+    pub bits: u32,
+    /// Those bits.
+    pub value: u32,
+}
+
+impl NumberPrefix {
+    /// `number`, of `width` bits, with its first bits replaced by these.
+    pub fn apply(&self, number: u32, width: u32) -> u32 {
+        let low = width - self.bits;
+        self.value << low | number & ((1 << low) - 1)
+    }
+
+    /// Whether `number`, of `width` bits, starts with these.
+    pub fn is_of(&self, number: u32, width: u32) -> bool {
+        number >> (width - self.bits) == self.value
+    }
+}
+
 /// What a link is, for people, and what the NIC must know of it.
 #[derive(Clone, Debug)]
 pub struct LinkInfo {
@@ -114,6 +181,8 @@ pub struct LinkInfo {
     pub max_datagram: usize,
     /// Nothing is lost, duplicated or reordered.
     pub reliable: bool,
+    /// Which numbers the NIC may give out; `None`: all.
+    pub prefix: Option<NumberPrefix>,
 }
 
 /// A link that is broken, and how.
@@ -249,8 +318,12 @@ impl TxBatch {
 pub struct RxEntry {
     /// Who sent it.
     pub source: IpAddr,
+    /// Whom it was sent to: the link's address, or a group that it has joined.
+    pub destination: IpAddr,
     /// The UDP source port.
     pub source_port: u16,
+    /// The IP identification, if the link saw it (most sockets do not show it).
+    pub ip_id: Option<u16>,
     /// The two ECN bits of the IP header.
     pub ecn: u8,
     /// Where its bytes start in [`RxBatch::bytes`].

@@ -3,6 +3,8 @@
 mod hold;
 mod profile;
 
+use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -212,6 +214,26 @@ impl<L: Link> Link for Faulty<L> {
 
     fn source_port(&self, flow_hash: u32) -> u16 {
         self.inner.source_port(flow_hash)
+    }
+
+    fn path_max_datagram(&self, peer: IpAddr) -> usize {
+        self.inner.path_max_datagram(peer)
+    }
+
+    fn claim_service(&mut self, id: u64) -> io::Result<()> {
+        self.inner.claim_service(id)
+    }
+
+    fn release_service(&mut self, id: u64) {
+        self.inner.release_service(id);
+    }
+
+    fn join(&mut self, group: IpAddr) -> io::Result<()> {
+        self.inner.join(group)
+    }
+
+    fn leave(&mut self, group: IpAddr) {
+        self.inner.leave(group);
     }
 
     fn transmit(&mut self, batch: &mut TxBatch, now: Time) -> Result<(), LinkError> {

@@ -133,8 +133,14 @@ impl UdpLink {
             IpAddr::V4(_) => bound.mtu.saturating_sub(20 + 8).min(PACKET_MAX - 20 - 8),
             IpAddr::V6(_) => bound.mtu.saturating_sub(40 + 8).min(PACKET_MAX - 8),
         };
-        let info =
-            LinkInfo { name: "udp", detail: detail.join(", "), address, max_datagram, reliable: false };
+        let info = LinkInfo {
+            name: "udp",
+            detail: detail.join(", "),
+            address,
+            max_datagram,
+            reliable: false,
+            prefix: None,
+        };
         let socket = Arc::new(bound.socket);
         let counters = Arc::<UdpCounters>::default();
         Ok(UdpLink {
@@ -142,7 +148,7 @@ impl UdpLink {
             waiter: Arc::new(UdpWaiter::new(Arc::clone(&socket))),
             backend: Backend::new(socket, ring.ok(), options.io == Io::Uring),
             transmitter: Transmitter::new(bound.gso, Arc::clone(&counters)),
-            receiver: Receiver::new(Arc::clone(&counters)),
+            receiver: Receiver::new(address, Arc::clone(&counters)),
             counters,
         })
     }

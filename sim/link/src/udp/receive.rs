@@ -1,5 +1,6 @@
 //! The way in.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use anyverbs_nic::link::{RxBatch, RxEntry};
@@ -48,6 +49,8 @@ fn split_first(rest: &mut Received) -> Option<(usize, usize)> {
 
 /// What fills batches from the socket.
 pub(super) struct Receiver {
+    /// The address that the socket is bound to, so that everything comes to it.
+    address: IpAddr,
     carry: Carry,
     /// The last receive found nothing, so what comes now probably comes alone.
     quiet: bool,
@@ -55,8 +58,8 @@ pub(super) struct Receiver {
 }
 
 impl Receiver {
-    pub(super) fn new(counters: Arc<UdpCounters>) -> Receiver {
-        Receiver { carry: Carry::new(), quiet: true, counters }
+    pub(super) fn new(address: IpAddr, counters: Arc<UdpCounters>) -> Receiver {
+        Receiver { address, carry: Carry::new(), quiet: true, counters }
     }
 
     /// Adds what has arrived to `batch`.
@@ -121,6 +124,18 @@ impl Receiver {
         Ok(())
     }
 
+    fn entry(&self, source: SocketAddr, found: &Received, start: usize, len: usize) -> RxEntry {
+        RxEntry {
+            source: source.ip(),
+            destination: self.address,
+            source_port: source.port(),
+            ip_id: None,
+            ecn: found.notes.ecn,
+            start,
+            len,
+        }
+    }
+
     /// Notes the datagrams of `found`, whose bytes are in the batch's buffer. Those beyond the
     /// batch's room are copied to the carry.
     fn hand_over(&mut self, batch: &mut RxBatch, mut found: Received) {
@@ -130,8 +145,7 @@ impl Receiver {
             let Some((start, len)) = split_first(&mut found) else {
                 return;
             };
-            let entry =
-                RxEntry { source: source.ip(), source_port: source.port(), ecn: found.notes.ecn, start, len };
+            let entry = self.entry(source, &found, start, len);
             if !batch.push(entry) {
                 let rest = before.start..before.start + before.len;
                 self.carry.bytes[..before.len].copy_from_slice(&batch.bytes()[rest]);
@@ -159,13 +173,7 @@ impl Receiver {
             if let Some(target) = batch.buffer().get_mut(at..at + len) {
                 target.copy_from_slice(&self.carry.bytes[start..start + len]);
                 *used += len;
-                batch.push(RxEntry {
-                    source: source.ip(),
-                    source_port: source.port(),
-                    ecn: rest.notes.ecn,
-                    start: at,
-                    len,
-                });
+                batch.push(self.entry(source, &rest, at, len));
             } else if at > 0 {
                 rest = before;
                 break;
@@ -181,6 +189,8 @@ mod tests {
     use crate::udp::control::Notes;
     use crate::udp::runs::Run;
     use std::collections::VecDeque;
+
+    const OWN: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
 
     /// A kernel that delivers packets: the bytes of each, and how long its datagrams are.
     struct Scripted(VecDeque<Result<(Vec<u8>, usize), Errno>>);
@@ -220,7 +230,7 @@ mod tests {
 
     #[test]
     fn more_together_than_any_kernel_gives_is_carried_over() {
-        let mut receiver = Receiver::new(Arc::default());
+        let mut receiver = Receiver::new(OWN, Arc::default());
         let mut kernel = Scripted([packet(0, 200), packet(201, 4)].into());
         let mut batch = RxBatch::with_capacity(1 << 18, 150);
         let mut seen = receive(&mut receiver, &mut kernel, &mut batch);
@@ -233,7 +243,7 @@ mod tests {
 
     #[test]
     fn after_silence_one_packet_is_taken_and_then_all() {
-        let mut receiver = Receiver::new(Arc::default());
+        let mut receiver = Receiver::new(OWN, Arc::default());
         let mut kernel = Scripted((0..5).map(|i| packet(10 * i, 1)).collect());
         let mut batch = RxBatch::with_capacity(1 << 18, 256);
         assert_eq!(receive(&mut receiver, &mut kernel, &mut batch), [0, 1]);
@@ -244,7 +254,7 @@ mod tests {
 
     #[test]
     fn errors_of_what_was_sent_are_passed_over_and_those_of_the_socket_are_not() {
-        let mut receiver = Receiver::new(Arc::default());
+        let mut receiver = Receiver::new(OWN, Arc::default());
         let mut batch = RxBatch::with_capacity(1 << 18, 256);
         let refused = Err(Errno::CONNREFUSED);
         let mut kernel = Scripted([refused.clone(), refused.clone(), packet(7, 0)].into());
@@ -259,7 +269,7 @@ mod tests {
 
     #[test]
     fn a_datagram_larger_than_the_batch_is_lost_and_does_not_block_the_way() {
-        let mut receiver = Receiver::new(Arc::default());
+        let mut receiver = Receiver::new(OWN, Arc::default());
         let mut kernel = Scripted([Ok((vec![1; 500], 0)), packet(7, 0)].into());
         let mut batch = RxBatch::with_capacity(100, 256);
         let mut seen = receive(&mut receiver, &mut kernel, &mut batch);

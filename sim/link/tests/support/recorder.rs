@@ -55,6 +55,7 @@ impl Recorder {
             address: [10, 0, 0, 1].into(),
             max_datagram: 65_507,
             reliable: true,
+            prefix: None,
         };
         let waiter = Arc::new(StillClock { wants_progress_thread: real });
         (Recorder { info, tape: Arc::clone(&tape), waiter }, tape)
@@ -87,7 +88,9 @@ impl Link for Recorder {
             batch.buffer()[at..at + bytes.len()].copy_from_slice(&bytes);
             let entry = RxEntry {
                 source: [10, 0, 0, 2].into(),
+                destination: self.info.address,
                 source_port: 0xC123,
+                ip_id: None,
                 ecn: 1,
                 start: at,
                 len: bytes.len(),

@@ -63,6 +63,7 @@ pub(crate) fn pair() -> [Pipe; 2] {
             address: address(n),
             max_datagram: 4200,
             reliable: true,
+            prefix: None,
         },
         peer_address: address(1 - n),
     })
@@ -98,7 +99,15 @@ impl Link for Pipe {
                 break;
             }
             batch.buffer()[start..start + len].copy_from_slice(datagram);
-            let entry = RxEntry { source: self.peer_address, source_port: 4791, ecn: 0, start, len };
+            let entry = RxEntry {
+                source: self.peer_address,
+                destination: self.info.address,
+                source_port: 4791,
+                ip_id: None,
+                ecn: 0,
+                start,
+                len,
+            };
             assert!(batch.push(entry));
             start += len;
             inbox.datagrams.pop_front();
