@@ -23,6 +23,9 @@ use crate::verbs::device::DeviceAttributes;
 use crate::verbs::error::{Error, PostReason};
 use crate::verbs::queue_pair::QpOptions;
 
+/// Bytes of inline data of a send: what fits into a work queue entry without making all of them larger.
+const INLINE: u32 = 64;
+
 /// A software NIC on a link.
 pub(crate) struct SoftDevice {
     nic: nic::Nic,
@@ -85,7 +88,7 @@ fn attributes(nic: &nic::Nic) -> DeviceAttributes {
         max_cqe: own.max_cqe,
         max_mr: own.max_mr,
         max_qp_wr: own.max_qp_wr,
-        max_inline: own.max_inline,
+        max_inline: INLINE.min(own.max_inline),
         max_rd_atomic: own.max_rd_atomic,
         max_message: own.max_message,
     }
@@ -147,10 +150,14 @@ impl DomainBackend for SoftDomain {
         let init = nic::QpInit {
             send_cq: soft_cq(request.send_cq, "send completion queue")?,
             recv_cq: soft_cq(request.recv_cq, "receive completion queue")?,
+            qp_type: nic::QpType::Rc,
+            srq: None,
             // A queue without slots is never posted to; the NIC wants at least one.
             max_send_wr: options.send_depth.max(1),
             max_recv_wr: options.recv_depth.max(1),
-            max_sge: 1,
+            max_send_sge: 1,
+            max_recv_sge: 1,
+            max_inline: INLINE,
             signal_all: true,
         };
         let failed = |error| Error::provider("making a queue pair", error);
@@ -193,7 +200,7 @@ struct SoftCq {
 
 impl CqBackend for SoftCq {
     fn poll(&self, out: &mut [RawCompletion]) -> usize {
-        let mut entries = [EMPTY; Cq::POLL_MAX];
+        let mut entries = [nic::Cqe::EMPTY; Cq::POLL_MAX];
         let room = out.len().min(entries.len());
         let count = self.cq.poll(&mut entries[..room]);
         for (raw, entry) in out.iter_mut().zip(&entries[..count.min(room)]) {
@@ -216,16 +223,6 @@ impl CqBackend for SoftCq {
         self.cq.wait(deadline)
     }
 }
-
-/// For an array that is filled later.
-const EMPTY: nic::Cqe = nic::Cqe {
-    wr_id: 0,
-    qpn: 0,
-    status: nic::WcStatus::Success,
-    opcode: nic::WcOpcode::Send,
-    byte_len: 0,
-    imm: None,
-};
 
 fn status(status: nic::WcStatus) -> Status {
     use nic::WcStatus;
@@ -335,6 +332,7 @@ fn send_wr<'a>(work: &SendWork<'a>, sge: &'a Option<nic::Sge>) -> nic::SendWr<'a
         solicited: work.solicited,
         fence: work.fence,
         inline: work.inline,
+        destination: nic::Destination::Connected,
     }
 }
 
@@ -363,7 +361,10 @@ fn reason(reason: nic::PostReason) -> PostReason {
         nic::PostReason::QueueFull => PostReason::QueueFull,
         nic::PostReason::BadState => PostReason::BadState,
         nic::PostReason::BadLength | nic::PostReason::BadInline => PostReason::TooLong,
-        nic::PostReason::TooManySges => PostReason::Refused,
+        nic::PostReason::TooManySges
+        | nic::PostReason::BadOperation
+        | nic::PostReason::BadDestination
+        | nic::PostReason::NoReceiveQueue => PostReason::Refused,
     }
 }
 

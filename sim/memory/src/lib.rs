@@ -21,4 +21,4 @@ mod ring;
 
 pub use block::{Block, BlockError};
 pub use region::{Access, AccessError, Owner, RegionTable, RegisterError, Span, SpanError};
-pub use ring::{Consumer, Producer, ring};
+pub use ring::{Consumer, Producer, ring, ring_with_tail};

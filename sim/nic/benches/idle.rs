@@ -148,20 +148,16 @@ impl Idle {
     /// All that is measured.
     #[inline(never)]
     fn poll(&self, polls: u32) {
-        let mut out = [BLANK; 16];
+        let mut out = [Cqe::EMPTY; 16];
         for _ in 0..polls {
             assert_eq!(self.cq.poll(&mut out), 0, "nothing happens");
         }
     }
 }
 
-const BLANK: Cqe =
-    Cqe { wr_id: 0, qpn: 0, status: WcStatus::Success, opcode: WcOpcode::Send, byte_len: 0, imm: None };
-
 /// A queue pair that is connected to itself: as good as two for what it costs to be there.
 fn connected(pd: &Pd, cq: &Cq) -> Result<Qp, NicError> {
-    let init =
-        QpInit { send_cq: cq, recv_cq: cq, max_send_wr: 1, max_recv_wr: 1, max_sge: 1, signal_all: true };
+    let init = QpInit { max_send_wr: 1, max_recv_wr: 1, signal_all: true, ..QpInit::new(cq) };
     let qp = pd.create_qp(init)?;
     let (psn, rd_atomic) = (qp.initial_psn(), 1);
     qp.to_init(Access::all())?;
@@ -186,10 +182,9 @@ fn connected(pd: &Pd, cq: &Cq) -> Result<Qp, NicError> {
 
 /// Sends an empty message, and polls until it has arrived and was acknowledged.
 fn send(qp: &Qp, cq: &Cq, wr_id: u64) {
-    let (op, solicited, fence) = (SendOp::Send, false, false);
-    let wr = SendWr { wr_id, op, sges: &[], signaled: true, solicited, fence, inline: None };
+    let wr = SendWr::new(wr_id, SendOp::Send, &[]);
     qp.post_recv(&[RecvWr { wr_id, sges: &[] }]).expect("the queue is empty");
-    let mut out = [BLANK; 16];
+    let mut out = [Cqe::EMPTY; 16];
     qp.post_send(&[wr]).expect("the queue is empty");
     let mut done = 0;
     for _ in 0..100 {

@@ -22,6 +22,20 @@ pub struct NicConfig {
     pub max_qp_wr: u32,
     /// Entries in a completion queue.
     pub max_cqe: u32,
+    /// Completion queues that may exist, and as many completion channels.
+    pub max_cq: u32,
+    /// Shared receive queues that may exist.
+    pub max_srq: u32,
+    /// Work requests in a shared receive queue.
+    pub max_srq_wr: u32,
+    /// Address handles that may exist.
+    pub max_ah: u32,
+    /// XRC domains that may exist.
+    pub max_xrcd: u32,
+    /// Multicast groups that queue pairs may be attached to.
+    pub max_mcast_grp: u32,
+    /// Queue pairs that may be attached to one group.
+    pub max_mcast_qp_attach: u32,
     /// Packets that a queue pair may have unacknowledged.
     pub window: u32,
     /// How queue pairs adapt to the network, within that window.
@@ -43,6 +57,13 @@ impl Default for NicConfig {
             max_mr: 16384,
             max_qp_wr: 16384,
             max_cqe: 1 << 20,
+            max_cq: 4096,
+            max_srq: 1024,
+            max_srq_wr: 16384,
+            max_ah: 4096,
+            max_xrcd: 256,
+            max_mcast_grp: 64,
+            max_mcast_qp_attach: 64,
             window: 256,
             congestion: Control::Static,
             max_early: 1024,
@@ -52,7 +73,7 @@ impl Default for NicConfig {
     }
 }
 
-/// The limits of an open device; each of them is enforced (`ibv_query_device`, `ibv_query_port`).
+/// The limits of an open device; each of them is enforced (`ibv_query_device`).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DeviceAttributes {
     /// The GID of the port, as the address that it is.
@@ -63,8 +84,12 @@ pub struct DeviceAttributes {
     pub max_qp: u32,
     /// Memory regions.
     pub max_mr: u32,
+    /// The longest memory region, in bytes.
+    pub max_mr_size: u64,
     /// Work requests in a queue.
     pub max_qp_wr: u32,
+    /// Completion queues.
+    pub max_cq: u32,
     /// Entries in a completion queue.
     pub max_cqe: u32,
     /// Scatter/gather elements of a work request.
@@ -75,6 +100,41 @@ pub struct DeviceAttributes {
     pub max_rd_atomic: u8,
     /// Bytes of a message.
     pub max_message: u32,
+    /// Shared receive queues.
+    pub max_srq: u32,
+    /// Work requests in a shared receive queue.
+    pub max_srq_wr: u32,
+    /// Address handles.
+    pub max_ah: u32,
+    /// XRC domains.
+    pub max_xrcd: u32,
+    /// Multicast groups that queue pairs are attached to.
+    pub max_mcast_grp: u32,
+    /// Queue pairs attached to one group.
+    pub max_mcast_qp_attach: u32,
+    /// Ticks a millisecond of the clock that completions are stamped with.
+    pub hca_core_clock_khz: u64,
+}
+
+/// What the one port of a device is like (`ibv_query_port`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PortAttributes {
+    /// Whether packets pass: false when the link is broken.
+    pub active: bool,
+    /// The largest path MTU of the device.
+    pub max_mtu: Mtu,
+    /// The largest path MTU that fits into a datagram of the link now.
+    pub active_mtu: Mtu,
+    /// Bytes of a message.
+    pub max_msg_sz: u32,
+    /// Entries in the table of GIDs: the address of the link.
+    pub gid_tbl_len: u32,
+    /// Entries in the table of P_Keys: the default partition.
+    pub pkey_tbl_len: u16,
+    /// Datagrams whose P_Key is of no partition of the port.
+    pub bad_pkey_cntr: u64,
+    /// Datagrams that did not carry the key of their queue pair.
+    pub qkey_viol_cntr: u64,
 }
 
 /// Outstanding READs and atomics of a queue pair.
@@ -92,12 +152,21 @@ impl DeviceAttributes {
             path_mtu,
             max_qp: config.max_qp,
             max_mr: config.max_mr,
+            max_mr_size: isize::MAX as u64,
             max_qp_wr: config.max_qp_wr,
+            max_cq: config.max_cq,
             max_cqe: config.max_cqe,
-            max_sge: SGE_MAX as u32,
-            max_inline: INLINE_MAX as u32,
+            max_sge: SGE_MAX,
+            max_inline: INLINE_MAX,
             max_rd_atomic: RD_ATOMIC_MAX,
             max_message: anyverbs_engine::MESSAGE_MAX,
+            max_srq: config.max_srq,
+            max_srq_wr: config.max_srq_wr,
+            max_ah: config.max_ah,
+            max_xrcd: config.max_xrcd,
+            max_mcast_grp: config.max_mcast_grp,
+            max_mcast_qp_attach: config.max_mcast_qp_attach,
+            hca_core_clock_khz: 1_000_000,
         })
     }
 }

@@ -1,21 +1,28 @@
 //! What the progress token guards, and one pass of progress over it.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use anyverbs_engine::{Action, Context, Counters, QueuePair, Time};
+use anyverbs_engine::{Action, Context, Counters, QpType, QueuePair, Time};
 use anyverbs_memory::{RegionTable, Span};
 use anyverbs_wire::{Flow, Packet, Repr, icrc};
 use rand_chacha::ChaCha20Rng;
 
 use crate::attributes::{DeviceAttributes, NicConfig, OVERHEAD_MAX};
+use crate::completion::CqCore;
 use crate::error::NicError;
+use crate::event::AsyncEvent;
 use crate::held::Held;
 use crate::link::{Link, LinkError, RxBatch, RxEntry, TxBatch, Waiter};
+use crate::mailbox::Mailbox;
+use crate::multicast::Groups;
 use crate::numbered::Numbered;
-use crate::qp::{QpCore, View};
+use crate::qp::{QpCore, Receives, View};
+use crate::shared_receive::SrqCore;
 use crate::timers::Timers;
 use crate::transmit::Deferred;
+use crate::work::MULTICAST_QPN;
 
 /// Room for datagrams going out: more than a queue pair sends in one turn.
 const TX_DATAGRAMS: usize = 256;
@@ -26,8 +33,20 @@ const TURN: usize = 130;
 /// The buffer for datagrams coming in, in bytes: a few coalesced reads of 64 KiB.
 const RX_BYTES: usize = 512 * 1024;
 
+/// The number of no protection domain.
+pub(crate) const NO_DOMAIN: u32 = 0;
+
 /// Datagrams handled in a pass, at most.
 const RX_DATAGRAMS: usize = 1024;
+
+/// What is known of the datagram in hand beside its contents.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arrival {
+    pub(crate) source: IpAddr,
+    pub(crate) destination: IpAddr,
+    pub(crate) ecn: u8,
+    pub(crate) len: usize,
+}
 
 /// The state of a NIC that only the holder of the progress token touches.
 pub(crate) struct Core {
@@ -37,6 +56,12 @@ pub(crate) struct Core {
     pub(crate) regions: RegionTable,
     pub(crate) held: Held,
     pub(crate) qps: Numbered<QpCore>,
+    pub(crate) srqs: Numbered<SrqCore>,
+    pub(crate) groups: Groups,
+    pub(crate) events: Arc<Mailbox<AsyncEvent>>,
+    pub(crate) arrival: Arrival,
+    /// Completion queues that have to tell of completions at some time, whatever else happens.
+    pub(crate) untold: Vec<(Time, Arc<CqCore>)>,
     pub(crate) counters: Counters,
     pub(crate) timers: Timers,
     /// Queue pairs with something to send, in turn.
@@ -71,6 +96,11 @@ impl Core {
                 .map_err(NicError::system("allocating the region table"))?,
             held: Held::new(config.max_early),
             qps: Numbered::new(config.max_qp),
+            srqs: Numbered::new(config.max_srq),
+            groups: Groups::new(config),
+            events: Arc::new(Mailbox::new(64)),
+            arrival: Arrival { source: attributes.gid, destination: attributes.gid, ecn: 0, len: 0 },
+            untold: Vec::new(),
             counters: Counters::default(),
             timers: Timers::default(),
             ready: VecDeque::with_capacity(config.max_qp as usize),
@@ -95,6 +125,7 @@ impl Core {
         let now = self.send_posted(doorbells);
         self.receive(now);
         self.fire_timers(now);
+        self.tell(now);
         if !self.completed {
             self.send(now);
         }
@@ -108,7 +139,7 @@ impl Core {
 
     /// Whether entries were written to completion queues since this was last asked.
     pub(crate) fn take_completed(&mut self) -> bool {
-        std::mem::take(&mut self.completed)
+        std::mem::take(&mut self.completed) | self.events.take_news()
     }
 
     /// The first part of a pass, all that a poster needs: what was posted goes out. Returns the time.
@@ -127,7 +158,11 @@ impl Core {
         if !self.ready.is_empty() || !self.tx.is_empty() {
             return Some(Time::ZERO);
         }
-        [self.timers.next(), self.deferred.next(), self.link.next_deadline()].into_iter().flatten().min()
+        let untold = self.untold.iter().map(|(time, _)| *time).min();
+        [self.timers.next(), self.deferred.next(), self.link.next_deadline(), untold]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// How the link broke, if it did.
@@ -161,9 +196,10 @@ impl Core {
         now: Time,
         call: impl FnOnce(&mut QueuePair, &mut Context<'_, View<'_>>) -> R,
     ) -> Option<R> {
-        let Core { qps, regions, held, actions, counters, .. } = self;
+        let Core { qps, srqs, regions, held, events, actions, counters, .. } = self;
         let qp = qps.get_mut(qpn)?;
-        let mut view = View { regions, held, pd: qp.pd, access: qp.access, rq: &mut qp.rq };
+        let (pd, access, receives) = (qp.pd, qp.access, &mut qp.receives);
+        let mut view = View { regions, held, srqs, events, qpn, pd, access, receives };
         let mut cx = Context { now, memory: &mut view, actions, counters };
         Some(call(&mut qp.engine, &mut cx))
     }
@@ -201,7 +237,7 @@ impl Core {
         if self.broken.is_none()
             && let Err(error) = self.link.transmit(&mut self.tx, now)
         {
-            self.broken = Some(error);
+            self.breaks(error);
         }
         if self.broken.is_some() {
             // A broken link loses everything, and queue pairs end by their own timeouts.
@@ -223,6 +259,25 @@ impl Core {
         self.carry_out_all(qpn, now, &[]);
     }
 
+    fn breaks(&mut self, error: LinkError) {
+        self.broken = Some(error);
+        self.events.put(AsyncEvent::DeviceFatal);
+    }
+
+    /// Gives back what a queue pair had taken from shared receive queues.
+    pub(crate) fn forget_receives(&mut self, qpn: u32) {
+        let Core { qps, srqs, .. } = self;
+        match qps.get(qpn).map(|qp| &qp.receives) {
+            Some(Receives::Shared(srqn)) => {
+                if let Some(srq) = srqs.get_mut(*srqn) {
+                    srq.forget(qpn);
+                }
+            }
+            Some(Receives::Xrc(_)) => srqs.values_mut().for_each(|srq| srq.forget(qpn)),
+            _ => {}
+        }
+    }
+
     // ---- In ---------------------------------------------------------------------------------
 
     fn receive(&mut self, now: Time) {
@@ -232,7 +287,7 @@ impl Core {
         }
         self.rx.clear();
         if let Err(error) = self.link.receive(&mut self.rx, now) {
-            self.broken = Some(error);
+            self.breaks(error);
             return;
         }
         // The batch leaves `self` for the loop, so that a datagram and the rest can be borrowed.
@@ -252,26 +307,66 @@ impl Core {
             return;
         };
         let qpn = packet.dest_qpn().value();
-        let Some(qp) = self.qps.get_mut(qpn) else {
-            self.counters.rx_unknown_qp += 1;
-            return;
-        };
-        if qp.peer != Some(entry.source) {
-            self.counters.rx_wrong_source += 1;
-            return;
+        let RxEntry { source, destination, source_port, ecn, len, .. } = *entry;
+        if qpn == MULTICAST_QPN {
+            if !self.groups.has(destination) {
+                self.counters.rx_unknown_qp += 1;
+                return;
+            }
+        } else {
+            let Some(qp) = self.qps.get(qpn) else {
+                self.counters.rx_unknown_qp += 1;
+                return;
+            };
+            // Datagrams may come from anywhere; what is connected hears its peer alone.
+            if (qp.qp_type != QpType::Ud && qp.peer != Some(source)) || destination.is_multicast() {
+                self.counters.rx_wrong_source += 1;
+                return;
+            }
         }
-        let flow =
-            Flow { source: entry.source, destination: entry.destination, source_port: entry.source_port };
+        let flow = Flow { source, destination, source_port };
         if icrc::verify(&flow, datagram).is_none() {
             self.counters.rx_icrc_encapsulated += 1;
             return;
         }
         let repr = Repr::parse(&packet);
         let payload = packet.payload();
-        let len = payload.len() as u32;
-        self.engine(qpn, now, |engine, cx| engine.on_packet(cx, &repr, len, entry.ecn));
+        self.arrival = Arrival { source, destination, ecn, len };
+        if qpn == MULTICAST_QPN {
+            self.on_multicast(&repr, payload, now);
+        } else {
+            self.on_packet(qpn, &repr, payload, now);
+        }
+    }
+
+    /// Hands a packet to a queue pair.
+    fn on_packet(&mut self, qpn: u32, repr: &Repr, payload: &[u8], now: Time) {
+        if let Some(srqn) = repr.xrc_srqn {
+            self.enter_domain_of(qpn, srqn.value());
+        }
+        let (len, ecn) = (payload.len() as u32, self.arrival.ecn);
+        self.engine(qpn, now, |engine, cx| engine.on_packet(cx, repr, len, ecn));
         self.carry_out(qpn, now, payload);
         self.take_turns(qpn, now);
+    }
+
+    /// Hands a packet to each queue pair of its group.
+    fn on_multicast(&mut self, repr: &Repr, payload: &[u8], now: Time) {
+        for nth in 0.. {
+            let Some(qpn) = self.groups.member(self.arrival.destination, nth) else { break };
+            self.on_packet(qpn, repr, payload, now);
+        }
+    }
+
+    /// The target of an extended reliable connection has no protection domain of its own: what a packet may touch is
+    /// what the shared receive queue may that it names (IBA A14.5).
+    fn enter_domain_of(&mut self, qpn: u32, srqn: u32) {
+        let Core { qps, srqs, .. } = self;
+        let Some(qp) = qps.get_mut(qpn) else { return };
+        if let Receives::Xrc(domain) = &qp.receives {
+            let own = srqs.get(srqn).filter(|srq| srq.xrc.as_ref().is_some_and(|(xrcd, _)| xrcd == domain));
+            qp.pd = own.map_or(NO_DOMAIN, |srq| srq.pd);
+        }
     }
 
     /// Handles packets that had come early, and whose turn it is now.
@@ -288,6 +383,15 @@ impl Core {
     }
 
     // ---- Time -------------------------------------------------------------------------------
+
+    /// Lets completion queues tell of what has waited for more to come with it.
+    fn tell(&mut self, now: Time) {
+        while let Some(due) = self.untold.iter().position(|(time, _)| *time <= now) {
+            let (_, cq) = self.untold.swap_remove(due);
+            cq.tell();
+            self.completed = true;
+        }
+    }
 
     fn fire_timers(&mut self, now: Time) {
         while let Some((time, qpn)) = self.timers.due(now) {

@@ -1,14 +1,27 @@
 //! Carrying out what an engine asks for, in order.
 
-use anyverbs_engine::{Action, Completion, Queue, Status, Target, Time};
+use std::sync::Arc;
+
+use anyverbs_engine::{Action, Completion, QpState, Queue, Status, Target, Time};
 use anyverbs_memory::{Access, RegionTable, Span};
 
+use crate::address::grh;
+use crate::completion::{Entry, Pushed};
 use crate::core::Core;
-use crate::qp::QpCore;
+use crate::event::AsyncEvent;
+use crate::qp::Receives;
+use crate::shared_receive::place_of;
 use crate::work::{Sge, pieces};
 
 /// A work request whose own memory turned out not to be usable.
 type Fault = (Queue, u64);
+
+/// What went wrong while actions were carried out.
+struct Outcome {
+    fault: Option<Fault>,
+    /// A completion was lost.
+    overrun: bool,
+}
 
 impl Core {
     /// Carries out the actions that an event of a queue pair led to, with the payload of the datagram
@@ -33,26 +46,34 @@ impl Core {
     pub(crate) fn carry_out_all(&mut self, qpn: u32, now: Time, payload: &[u8]) {
         while !self.actions.is_empty() {
             let actions = std::mem::take(&mut self.actions);
-            let fault = self.carry_out_each(qpn, now, &actions, payload);
+            let outcome = self.carry_out_each(qpn, now, &actions, payload);
             self.actions = actions;
             self.actions.clear();
-            if let Some(fault) = fault {
+            if let Some(fault) = outcome.fault {
                 self.fail(qpn, now, fault);
+            }
+            if outcome.overrun {
+                // A completion was lost: what the program knows of the queue pair is not true any more.
+                let alive = self.qps.get(qpn).is_some_and(|qp| qp.engine.state() != QpState::Error);
+                if alive {
+                    self.events.put(AsyncEvent::QpFatal { qpn });
+                    self.engine(qpn, now, |engine, cx| engine.enter_error(cx));
+                }
             }
         }
         let Some(qp) = self.qps.get_mut(qpn) else { return };
-        qp.shared.set_state(qp.engine.state());
+        let state = qp.engine.state();
+        qp.shared.set_state(state);
+        let shared = matches!(qp.receives, Receives::Shared(_));
+        if state == QpState::Error && shared && !std::mem::replace(&mut qp.last_wqe_told, true) {
+            self.events.put(AsyncEvent::LastWqeReached { qpn });
+        }
         self.timers.arm(qpn, qp.engine.next_deadline(), &mut qp.timer);
     }
 
-    fn carry_out_each(
-        &mut self,
-        qpn: u32,
-        now: Time,
-        actions: &[Action<Span>],
-        payload: &[u8],
-    ) -> Option<Fault> {
+    fn carry_out_each(&mut self, qpn: u32, now: Time, actions: &[Action<Span>], payload: &[u8]) -> Outcome {
         let mut fault = None;
+        let mut overrun = false;
         for action in actions {
             match action {
                 Action::Transmit(transmit) => {
@@ -74,39 +95,86 @@ impl Core {
                 }
                 Action::Hold { buffer } => self.held.keep(*buffer, payload, self.datagram_max),
                 Action::Release { buffer } => self.held.release(*buffer),
-                Action::Complete(completion) => self.complete(qpn, completion, &fault),
-                // Only UD queue pairs ask for the first, which this device does not make, and nobody can
-                // listen for the second.
-                Action::PlaceGrh { .. } | Action::Event(_) => {}
+                Action::Complete(completion) => {
+                    overrun |= !self.complete(qpn, completion, now, &fault);
+                }
+                Action::PlaceGrh { slot } => {
+                    let header = grh(
+                        self.arrival.source,
+                        self.arrival.destination,
+                        self.arrival.ecn,
+                        self.arrival.len,
+                    );
+                    self.place(qpn, Target::Receive { slot: *slot, offset: 0 }, &header, &mut fault);
+                }
+                Action::Event(event) => self.events.put(AsyncEvent::of_queue_pair(*event, qpn)),
             }
         }
-        fault
+        Outcome { fault, overrun }
     }
 
-    fn complete(&mut self, qpn: u32, completion: &Completion, fault: &Option<Fault>) {
+    /// Writes what a completion says to the right queue, and frees its slot. False if the queue was full.
+    fn complete(&mut self, qpn: u32, completion: &Completion, now: Time, fault: &Option<Fault>) -> bool {
         let mut completion = *completion;
         if *fault == Some((completion.queue, completion.slot)) && completion.status == Status::Success {
             // Its last bytes could not be placed: it did not succeed.
             completion.status = Status::LocalProtectionError;
             completion.signaled = true;
         }
-        if let Some(qp) = self.qps.get_mut(qpn) {
-            self.completed |= qp.complete(&completion);
+        let Core { qps, srqs, .. } = self;
+        let Some(qp) = qps.get_mut(qpn) else { return true };
+        let mut opcode = 0;
+        let released = match (completion.queue, &mut qp.receives) {
+            (Queue::Send, _) => qp.sq.release(completion.slot).map(|wqe| {
+                opcode = wqe.opcode;
+                (wqe.wr_id, qp.send_cq.as_ref())
+            }),
+            (Queue::Receive, Receives::Own(queue)) => {
+                queue.release(completion.slot).map(|wqe| (wqe.wr_id, qp.recv_cq.as_ref()))
+            }
+            (Queue::Receive, _) => {
+                let (srqn, place) = place_of(completion.slot);
+                srqs.get_mut(srqn).and_then(|srq| {
+                    let wqe = srq.release(place)?;
+                    let cq = srq.xrc.as_ref().map(|(_, cq)| cq).or(qp.recv_cq.as_ref());
+                    Some((wqe.wr_id, cq))
+                })
+            }
+        };
+        let Some((wr_id, Some(cq))) = released.filter(|_| completion.signaled) else { return true };
+        let pushed = cq.push(Entry::new(wr_id, qpn, opcode, &completion, now), now);
+        self.completed = true;
+        match pushed {
+            Pushed::Overrun => self.events.put(AsyncEvent::CqError { cq: cq.id() }),
+            Pushed::TellAt(time) => self.untold.push((time, Arc::clone(cq))),
+            Pushed::Done | Pushed::Dead => {}
         }
+        matches!(pushed, Pushed::Done | Pushed::TellAt(_))
     }
 
     fn place(&mut self, qpn: u32, to: Target<Span>, bytes: &[u8], fault: &mut Option<Fault>) {
-        let Some(qp) = self.qps.get_mut(qpn) else { return };
+        let Core { qps, srqs, regions, .. } = self;
+        let Some(qp) = qps.get_mut(qpn) else { return };
         let done = match to {
             // A region that went away since the check, a moment ago: only the token's holder
             // deregisters, so this does not happen; nothing would be written if it did.
-            Target::Region(span) => self.regions.copy_in(span, bytes).is_ok(),
-            Target::Receive { slot, offset } => {
-                qp.rq.get(slot).is_some_and(|wqe| scatter(&self.regions, qp, wqe.sges(), offset, bytes))
-            }
-            Target::Send { slot, offset } => {
-                qp.sq.get(slot).is_some_and(|wqe| scatter(&self.regions, qp, wqe.sges(), offset, bytes))
-            }
+            Target::Region(span) => regions.copy_in(span, bytes).is_ok(),
+            Target::Receive { slot, offset } => match &qp.receives {
+                Receives::Own(queue) => queue
+                    .get(slot)
+                    .is_some_and(|wqe| scatter(regions, qp.pd, queue.sges(slot, &wqe), offset, bytes)),
+                _ => {
+                    let (srqn, place) = place_of(slot);
+                    srqs.get(srqn).is_some_and(|srq| {
+                        let sges = srq.sges(place).unwrap_or(&[]).iter().copied();
+                        scatter(regions, srq.pd, sges, offset, bytes)
+                    })
+                }
+            },
+            Target::Send { slot, offset } => qp
+                .sq
+                .get(slot)
+                .is_some_and(|wqe| scatter(regions, qp.pd, qp.sq.sges(slot, &wqe), offset, bytes)),
         };
         match to {
             Target::Receive { slot, .. } if !done => _ = fault.get_or_insert((Queue::Receive, slot)),
@@ -118,9 +186,13 @@ impl Core {
     /// Ends a work request whose own memory may not be used, and its queue pair with it.
     fn fail(&mut self, qpn: u32, now: Time, (queue, slot): Fault) {
         let Some(qp) = self.qps.get_mut(qpn) else { return };
-        let pending = match queue {
-            Queue::Send => qp.sq.get(slot).is_some(),
-            Queue::Receive => qp.rq.get(slot).is_some(),
+        let pending = match (queue, &qp.receives) {
+            (Queue::Send, _) => qp.sq.get(slot).is_some(),
+            (Queue::Receive, Receives::Own(queue)) => queue.get(slot).is_some(),
+            (Queue::Receive, _) => {
+                let (srqn, place) = place_of(slot);
+                self.srqs.get(srqn).is_some_and(|srq| srq.sges(place).is_some())
+            }
         };
         let status = Status::LocalProtectionError;
         self.engine(qpn, now, |engine, cx| match (pending, queue) {
@@ -134,13 +206,19 @@ impl Core {
 }
 
 /// Copies bytes to where a work request's elements say; false if one of them may not be written.
-fn scatter(regions: &RegionTable, qp: &QpCore, sges: &[Sge], offset: u32, bytes: &[u8]) -> bool {
+fn scatter(
+    regions: &RegionTable,
+    pd: u32,
+    sges: impl Iterator<Item = Sge>,
+    offset: u32,
+    bytes: &[u8],
+) -> bool {
     let mut rest = bytes;
     for piece in pieces(sges, offset, bytes.len() as u32) {
         let (now, later) = rest.split_at(piece.len as usize);
         rest = later;
         let placed = regions
-            .check(piece.key, qp.pd, piece.addr, piece.len, Access::LOCAL_WRITE)
+            .check(piece.key, pd, piece.addr, piece.len, Access::LOCAL_WRITE)
             .is_ok_and(|span| regions.copy_in(span, now).is_ok());
         if !placed {
             return false;

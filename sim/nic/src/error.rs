@@ -71,6 +71,22 @@ pub enum NicError {
         /// What was passed.
         object: &'static str,
     },
+    /// An address that cannot be the destination of anything.
+    #[error("{given} is no destination: {reason}")]
+    Destination {
+        /// The address.
+        given: std::net::IpAddr,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// The object's type or state does not allow it.
+    #[error("{action} is not possible: {reason}")]
+    Invalid {
+        /// What was asked for.
+        action: &'static str,
+        /// Why it cannot be.
+        reason: &'static str,
+    },
     /// Memory or entropy could not be had from the system.
     #[error("{action}: {source}")]
     System {
@@ -121,6 +137,15 @@ pub enum PostReason {
     /// More inline data than the device takes, or inline data for an operation that takes none.
     #[error("inline data is too long, or the operation takes none")]
     BadInline,
+    /// The queue pair's type does not do this operation, or not for such a destination (EINVAL).
+    #[error("the type of the queue pair does not do this operation, or needs another kind of destination")]
+    BadOperation,
+    /// The address handle is of another protection domain (EINVAL).
+    #[error("the address handle is of another protection domain than the queue pair")]
+    BadDestination,
+    /// The queue pair takes its receives from a shared receive queue, or takes none (EINVAL).
+    #[error("the queue pair has no receive queue of its own")]
+    NoReceiveQueue,
     /// The message is longer than the device's limit, or an atomic's buffer is not eight bytes.
     #[error("the message has a length that is not allowed")]
     BadLength,

@@ -15,31 +15,40 @@
 //! See [`Nic::progress`].
 #![forbid(unsafe_code)]
 
+mod address;
 mod attributes;
 mod completion;
 mod core;
 mod datapath;
 mod error;
+mod event;
 mod held;
+mod limits;
 pub mod link;
+mod mailbox;
+mod multicast;
 mod nic;
 mod numbered;
 mod qp;
 mod queue_pair;
 mod region;
+mod shared_receive;
 mod thread;
 mod timers;
 mod token;
 mod transmit;
 mod work;
 
-pub use anyverbs_engine::{Counters, Mtu, QpState, Time, congestion};
+pub use address::{Ah, AhAttributes, GRH_LEN};
+pub use anyverbs_engine::{Counters, Mtu, QpState, QpType, Recovery, Time, congestion};
 pub use anyverbs_memory::{Access, Block};
 pub use anyverbs_wire::rnr;
-pub use attributes::{DeviceAttributes, NicConfig};
-pub use completion::{Cq, Cqe, WcOpcode, WcStatus};
+pub use attributes::{DeviceAttributes, NicConfig, PortAttributes};
+pub use completion::{CompletionChannel, Cq, Cqe, Moderation, WcOpcode, WcStatus};
 pub use error::{NicError, PostError, PostReason};
+pub use event::AsyncEvent;
 pub use nic::Nic;
-pub use queue_pair::{Qp, QpInit, RtrAttributes, RtsAttributes};
+pub use queue_pair::{Qp, QpAttributes, QpInit, RtrAttributes, RtsAttributes};
 pub use region::{Mr, Pd};
-pub use work::{RecvWr, SendOp, SendWr, Sge};
+pub use shared_receive::{Srq, SrqAttributes, SrqInit, XrcDomain};
+pub use work::{Destination, MULTICAST_QPN, RecvWr, SendOp, SendWr, Sge};

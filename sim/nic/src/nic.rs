@@ -6,18 +6,22 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::thread::JoinHandle;
 
-use anyverbs_engine::congestion::Control;
-use anyverbs_engine::{Counters, Recovery, Time};
+use anyverbs_engine::{Config, Counters, Mtu, Time};
 use crossbeam_queue::ArrayQueue;
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
 
-use crate::attributes::{DeviceAttributes, NicConfig};
-use crate::completion::{Cq, CqCore};
+use crate::attributes::{DeviceAttributes, NicConfig, PortAttributes};
+use crate::completion::{CompletionChannel, Cq};
 use crate::core::Core;
 use crate::error::{NicError, in_range};
+use crate::event::AsyncEvent;
+use crate::limits::Limits;
 use crate::link::{Link, LinkInfo, Progress, Waiter};
+use crate::mailbox::Mailbox;
+use crate::queue_pair::Qp;
 use crate::region::Pd;
+use crate::shared_receive::XrcDomain;
 use crate::thread;
 use crate::token::Token;
 
@@ -29,11 +33,13 @@ pub(crate) struct Shared {
     waiter: Arc<dyn Waiter>,
     link: LinkInfo,
     attributes: DeviceAttributes,
-    window: u32,
-    congestion: Control,
-    credits: bool,
-    recovery: Recovery,
+    limits: Limits,
+    events: Arc<Mailbox<AsyncEvent>>,
+    /// What engines are made with, apart from what a program decides for each.
+    engine: Config,
     next_pd: AtomicU32,
+    next_cq: AtomicU64,
+    next_xrcd: AtomicU32,
     /// When a program last polled or posted, in nanoseconds.
     last_poll: AtomicU64,
     /// Program threads in [`Nic::wait_until`]: while there are any, they make progress.
@@ -177,6 +183,9 @@ impl Nic {
         in_range("max_mr", u64::from(config.max_mr), 1, 1 << 24)?;
         in_range("max_qp_wr", u64::from(config.max_qp_wr), 1, 1 << 20)?;
         in_range("max_cqe", u64::from(config.max_cqe), 1, 1 << 24)?;
+        in_range("max_cq", config.max_cq.into(), 1, 1 << 20)?;
+        in_range("max_srq", config.max_srq.into(), 1, 1 << 20)?;
+        in_range("max_srq_wr", config.max_srq_wr.into(), 1, 1 << 20)?;
         in_range("window", u64::from(config.window), 1, 1 << 16)?;
         in_range("max_early", u64::from(config.max_early), 0, 1 << 20)?;
         let info = link.info().clone();
@@ -184,6 +193,7 @@ impl Nic {
             .ok_or(NicError::LinkMtu { max_datagram: info.max_datagram })?;
         let waiter = link.waiter();
         let core = Core::new(link, random(config.seed)?, &config, &attributes)?;
+        let events = Arc::clone(&core.events);
         let shared = Arc::new(Shared {
             token: Token::new(core),
             doorbells: ArrayQueue::new(config.max_qp as usize * 2),
@@ -191,11 +201,18 @@ impl Nic {
             waiter,
             link: info,
             attributes,
-            window: config.window,
-            congestion: config.congestion,
-            credits: config.credits,
-            recovery: config.recovery,
+            limits: Limits::new(&config),
+            events,
+            engine: Config {
+                window: config.window,
+                congestion: config.congestion,
+                credits: config.credits,
+                recovery: config.recovery,
+                ..Config::default()
+            },
             next_pd: AtomicU32::new(1),
+            next_cq: AtomicU64::new(1),
+            next_xrcd: AtomicU32::new(1),
             waiting: AtomicU32::new(0),
             sleepers: AtomicU32::new(0),
             announced: AtomicU64::new(u64::MAX),
@@ -223,6 +240,22 @@ impl Nic {
     /// The limits of the device.
     pub fn attributes(&self) -> &DeviceAttributes {
         &self.shared().attributes
+    }
+
+    /// What its port is like (`ibv_query_port`).
+    pub fn port(&self) -> PortAttributes {
+        let core = self.shared().token.lock();
+        let attributes = self.attributes();
+        PortAttributes {
+            active: core.broken().is_none(),
+            max_mtu: Mtu::B4096,
+            active_mtu: attributes.path_mtu,
+            max_msg_sz: attributes.max_message,
+            gid_tbl_len: 1,
+            pkey_tbl_len: 1,
+            bad_pkey_cntr: core.counters.bad_pkey_cntr,
+            qkey_viol_cntr: core.counters.qkey_viol_cntr,
+        }
     }
 
     /// The link that it stands on.
@@ -275,9 +308,45 @@ impl Nic {
     /// [`NicError::OutOfRange`] for a depth outside the device's limits, [`NicError::System`] if
     /// there is no memory for it.
     pub fn create_cq(&self, depth: u32) -> Result<Cq, NicError> {
-        in_range("cqe", u64::from(depth), 1, u64::from(self.attributes().max_cqe))?;
-        let core = CqCore::new(depth).map_err(NicError::system("allocating a completion queue"))?;
-        Ok(Cq { core: Arc::new(core), nic: self.clone() })
+        self.create_cq_on(depth, None)
+    }
+
+    /// The same, with a channel that the queue tells of itself in.
+    ///
+    /// # Errors
+    /// As [`create_cq`](Nic::create_cq); [`NicError::OtherDevice`] for another device's channel.
+    pub fn create_cq_on(&self, depth: u32, channel: Option<&CompletionChannel>) -> Result<Cq, NicError> {
+        let id = self.shared().next_cq.fetch_add(1, Ordering::Relaxed);
+        Cq::create(self, id, depth, channel)
+    }
+
+    /// Makes a completion channel (`ibv_create_comp_channel`).
+    ///
+    /// # Errors
+    /// [`NicError::Exhausted`] if there are as many as there may be completion queues.
+    pub fn create_comp_channel(&self) -> Result<CompletionChannel, NicError> {
+        CompletionChannel::create(self)
+    }
+
+    /// Makes a domain for extended reliable connections (`ibv_open_xrcd`).
+    ///
+    /// # Errors
+    /// [`NicError::Exhausted`] beyond the device's limit.
+    pub fn open_xrcd(&self) -> Result<XrcDomain, NicError> {
+        XrcDomain::open(self, self.shared().next_xrcd.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Makes the target of an extended reliable connection (`ibv_create_qp_ex` with `IBV_QPT_XRC_RECV`): it receives
+    /// for all shared receive queues of its domain.
+    ///
+    /// # Errors
+    /// [`NicError::Exhausted`] if there is no room for another queue pair, [`NicError::OtherDevice`] for another
+    /// device's domain.
+    pub fn create_xrc_target(&self, domain: &XrcDomain) -> Result<Qp, NicError> {
+        if !self.is_same(domain.nic()) {
+            return Err(NicError::OtherDevice { object: "XRC domain" });
+        }
+        Qp::create_xrc_target(domain.clone())
     }
 
     // ---- For the other objects --------------------------------------------------------------
@@ -286,20 +355,25 @@ impl Nic {
         Arc::ptr_eq(&self.inner, &other.inner)
     }
 
-    pub(crate) fn window(&self) -> u32 {
-        self.shared().window
+    pub(crate) fn engine_config(&self) -> Config {
+        self.shared().engine
     }
 
-    pub(crate) fn credits(&self) -> bool {
-        self.shared().credits
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.shared().limits
     }
 
-    pub(crate) fn recovery(&self) -> Recovery {
-        self.shared().recovery
+    pub(crate) fn events(&self) -> &Mailbox<AsyncEvent> {
+        &self.shared().events
     }
 
-    pub(crate) fn congestion(&self) -> Control {
-        self.shared().congestion
+    /// Lets the progress thread take over at once: the program is about to sleep where the NIC does not see it.
+    pub(crate) fn hand_over(&self) {
+        let shared = self.shared();
+        shared.last_poll.store(0, Ordering::Relaxed);
+        if shared.waiter.wants_progress_thread() {
+            shared.call_thread();
+        }
     }
 
     /// Does something with the token held, for set-up and teardown.

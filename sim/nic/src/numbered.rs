@@ -57,6 +57,15 @@ impl<T> Numbered<T> {
         Some(object.1)
     }
 
+    /// All objects, in no order.
+    pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.homes.iter_mut().flatten().map(|(_, object)| object)
+    }
+
+    pub(crate) fn get(&self, number: u32) -> Option<&T> {
+        self.homes[self.home(number)].as_ref().filter(|(own, _)| *own == number).map(|(_, object)| object)
+    }
+
     pub(crate) fn limit(&self) -> u32 {
         self.limit
     }

@@ -3,14 +3,19 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use anyverbs_engine::{Completion, Denied, Memory, Need, Queue, QueuePair, Receive, Time};
+use anyverbs_engine::{Denied, Memory, Need, QpType, QueuePair, Receive, Time};
 use anyverbs_memory::{Access, AccessError, Consumer, RegionTable, Span};
 use anyverbs_wire::{Feth, Qpn, Selectivity};
+use zerocopy::IntoBytes;
 
-use crate::completion::{CqCore, Entry};
+use crate::completion::CqCore;
+use crate::event::AsyncEvent;
 use crate::held::Held;
-use crate::queue_pair::QpShared;
-use crate::work::{RecvWqe, SendWqe};
+use crate::mailbox::Mailbox;
+use crate::numbered::Numbered;
+use crate::queue_pair::{QpModified, QpShared};
+use crate::shared_receive::SrqCore;
+use crate::work::{RecvWqe, SGE_LEN, SendWqe, Sge, Wqe};
 
 /// A queue of work requests and how far the NIC has got with it. Slots count from zero for ever;
 /// `base` is the slot of the oldest one that is still in the ring.
@@ -21,7 +26,7 @@ pub(crate) struct WorkQueue<T> {
     taken: u32,
 }
 
-impl<T: Copy + zerocopy::FromBytes + zerocopy::IntoBytes + zerocopy::Immutable> WorkQueue<T> {
+impl<T: Wqe> WorkQueue<T> {
     pub(crate) fn new(ring: Consumer<T>) -> Self {
         WorkQueue { ring, base: 0, taken: 0 }
     }
@@ -39,14 +44,32 @@ impl<T: Copy + zerocopy::FromBytes + zerocopy::IntoBytes + zerocopy::Immutable> 
         self.ring.len().saturating_sub(self.taken)
     }
 
+    /// Where in the ring the work request of a slot is, if it is still there.
+    fn nth(&self, slot: u64) -> Option<u32> {
+        slot.checked_sub(self.base).filter(|nth| *nth < u64::from(self.taken)).map(|nth| nth as u32)
+    }
+
     /// The work request in a slot, if it is still there.
     pub(crate) fn get(&self, slot: u64) -> Option<T> {
-        let nth = slot.checked_sub(self.base).filter(|nth| *nth < u64::from(self.taken))?;
-        self.ring.get(nth as u32)
+        self.ring.get(self.nth(slot)?)
+    }
+
+    /// The elements of a work request.
+    pub(crate) fn sges(&self, slot: u64, wqe: &T) -> impl Iterator<Item = Sge> {
+        let nth = self.nth(slot);
+        (0..wqe.sge_count()).map_while(move |i| {
+            let mut sge = Sge::default();
+            self.ring.tail(nth?, i * SGE_LEN, sge.as_mut_bytes()).then_some(sge)
+        })
+    }
+
+    /// Fills `out` from the inline data of a work request, from the byte `at` on.
+    pub(crate) fn inline(&self, slot: u64, at: u32, out: &mut [u8]) -> bool {
+        self.nth(slot).is_some_and(|nth| self.ring.tail(nth, at as usize, out))
     }
 
     /// Frees the oldest slot, whose work request is done with.
-    fn release(&mut self, slot: u64) -> Option<T> {
+    pub(crate) fn release(&mut self, slot: u64) -> Option<T> {
         debug_assert_eq!(slot, self.base, "work requests complete in order");
         let wqe = self.ring.pop()?;
         self.base += 1;
@@ -63,19 +86,47 @@ impl<T: Copy + zerocopy::FromBytes + zerocopy::IntoBytes + zerocopy::Immutable> 
     }
 }
 
+/// Where the receives of a queue pair come from.
+pub(crate) enum Receives {
+    /// A queue of its own.
+    Own(WorkQueue<RecvWqe>),
+    /// A shared receive queue, by its number.
+    Shared(u32),
+    /// The shared receive queues that packets name, of this XRC domain.
+    Xrc(u32),
+    /// It receives nothing.
+    None,
+}
+
+impl Receives {
+    /// Its own queue, if it has one.
+    pub(crate) fn own(&self) -> Option<&WorkQueue<RecvWqe>> {
+        match self {
+            Receives::Own(queue) => Some(queue),
+            _ => None,
+        }
+    }
+}
+
 /// A queue pair, as the holder of the token works on it.
 pub(crate) struct QpCore {
     pub(crate) shared: Arc<QpShared>,
+    pub(crate) qp_type: QpType,
     pub(crate) engine: QueuePair,
+    /// The protection domain; of an XRC target that of the shared receive queue which the packet in hand names.
     pub(crate) pd: u32,
     pub(crate) access: Access,
     /// The peer's address, once connected.
     pub(crate) peer: Option<IpAddr>,
     pub(crate) source_port: u16,
+    /// What transitions have set, for those who ask.
+    pub(crate) modified: QpModified,
     pub(crate) sq: WorkQueue<SendWqe>,
-    pub(crate) rq: WorkQueue<RecvWqe>,
-    pub(crate) send_cq: Arc<CqCore>,
-    pub(crate) recv_cq: Arc<CqCore>,
+    pub(crate) receives: Receives,
+    pub(crate) send_cq: Option<Arc<CqCore>>,
+    pub(crate) recv_cq: Option<Arc<CqCore>>,
+    /// The program was told that it takes nothing more from its shared receive queue.
+    pub(crate) last_wqe_told: bool,
     /// Whether it is in the list of those with something to send.
     pub(crate) ready: bool,
     /// Its entry in the timers.
@@ -83,48 +134,37 @@ pub(crate) struct QpCore {
 }
 
 impl QpCore {
-    /// Writes what a completion says to the right queue, and frees its slot. Returns whether an
-    /// entry was written.
-    pub(crate) fn complete(&mut self, completion: &Completion) -> bool {
-        let (wr_id, opcode, cq) = match completion.queue {
-            Queue::Send => {
-                let Some(wqe) = self.sq.release(completion.slot) else { return false };
-                (wqe.wr_id, wqe.opcode, &self.send_cq)
-            }
-            Queue::Receive => {
-                let Some(wqe) = self.rq.release(completion.slot) else { return false };
-                (wqe.wr_id, 0, &self.recv_cq)
-            }
-        };
-        if completion.signaled {
-            cq.push(Entry::new(wr_id, self.shared.qpn(), opcode, completion));
-        }
-        completion.signaled
-    }
-
     /// Forgets what was posted, and what completed, since the engine was reset.
     pub(crate) fn clear(&mut self) {
         self.sq.clear();
-        self.rq.clear();
+        if let Receives::Own(queue) = &mut self.receives {
+            queue.clear();
+        }
         self.purge();
         self.peer = None;
+        self.last_wqe_told = false;
+        self.modified = QpModified::default();
     }
 
     /// Takes its entries out of the completion queues.
     pub(crate) fn purge(&self) {
-        self.send_cq.purge(self.shared.qpn());
-        self.recv_cq.purge(self.shared.qpn());
+        for cq in [&self.send_cq, &self.recv_cq].into_iter().flatten() {
+            cq.purge(self.shared.qpn());
+        }
     }
 }
 
-/// The memory and the receive queue of one queue pair, as its engine sees them.
+/// The memory and the receives of one queue pair, as its engine sees them.
 pub(crate) struct View<'a> {
     pub(crate) regions: &'a RegionTable,
     pub(crate) held: &'a mut Held,
+    pub(crate) srqs: &'a mut Numbered<SrqCore>,
+    pub(crate) events: &'a Mailbox<AsyncEvent>,
+    pub(crate) qpn: u32,
     pub(crate) pd: u32,
     /// What peers may do through this queue pair at all.
     pub(crate) access: Access,
-    pub(crate) rq: &'a mut WorkQueue<RecvWqe>,
+    pub(crate) receives: &'a mut Receives,
 }
 
 impl Memory for View<'_> {
@@ -170,20 +210,36 @@ impl Memory for View<'_> {
     }
 
     fn receives_posted(&self) -> Option<u32> {
-        Some(self.rq.waiting())
+        self.receives.own().map(WorkQueue::waiting)
     }
 
     fn hold(&mut self) -> Option<u32> {
         self.held.reserve()
     }
 
-    fn take_receive(&mut self, shared: Option<Qpn>) -> Receive {
-        if shared.is_some() {
-            return Receive::Unknown;
-        }
-        match self.rq.take() {
-            Some((slot, wqe)) => Receive::Taken { slot, capacity: u64::from(wqe.capacity) },
-            None => Receive::Empty,
+    fn take_receive(&mut self, named: Option<Qpn>) -> Receive {
+        let srqn = match (&mut *self.receives, named) {
+            (Receives::Own(queue), None) => {
+                return match queue.take() {
+                    Some((slot, wqe)) => Receive::Taken { slot, capacity: u64::from(wqe.capacity) },
+                    None => Receive::Empty,
+                };
+            }
+            (Receives::Shared(srqn), None) => *srqn,
+            (Receives::Xrc(domain), Some(named)) => {
+                let of_domain = |srq: &SrqCore| srq.xrc.as_ref().is_some_and(|(own, _)| own == domain);
+                if !self.srqs.get(named.value()).is_some_and(of_domain) {
+                    return Receive::Unknown;
+                }
+                named.value()
+            }
+            // Flushing asks a queue pair without a queue, too.
+            (_, None) => return Receive::Empty,
+            (_, Some(_)) => return Receive::Unknown,
+        };
+        match self.srqs.get_mut(srqn) {
+            Some(srq) => srq.take(srqn, self.qpn, self.events),
+            None => Receive::Unknown,
         }
     }
 }

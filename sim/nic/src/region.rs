@@ -6,9 +6,12 @@ use std::sync::Arc;
 use anyverbs_memory::{Access, Block, RegisterError};
 use rand_core::Rng;
 
+use crate::address::{Ah, AhAttributes};
+use crate::completion::Cq;
 use crate::error::NicError;
 use crate::nic::Nic;
 use crate::queue_pair::{Qp, QpInit};
+use crate::shared_receive::{Srq, SrqInit, XrcDomain};
 
 struct PdInner {
     nic: Nic,
@@ -66,6 +69,33 @@ impl Pd {
             }
         })?;
         Ok(Mr { pd: self.clone(), key, len: range.len() })
+    }
+
+    /// Makes a shared receive queue (`ibv_create_srq`).
+    ///
+    /// # Errors
+    /// [`NicError::OutOfRange`] for sizes outside the device's limits, [`NicError::Exhausted`] when there is no room for
+    /// another one.
+    pub fn create_srq(&self, init: SrqInit) -> Result<Srq, NicError> {
+        Srq::create(self, init, None)
+    }
+
+    /// Makes a shared receive queue that peers name (`ibv_create_srq_ex` with `IBV_SRQT_XRC`); its receives complete
+    /// to `cq`, and may touch what this domain may.
+    ///
+    /// # Errors
+    /// As [`create_srq`](Pd::create_srq); [`NicError::OtherDevice`] for objects of another device.
+    pub fn create_xrc_srq(&self, init: SrqInit, domain: &XrcDomain, cq: &Cq) -> Result<Srq, NicError> {
+        Srq::create(self, init, Some((domain, cq)))
+    }
+
+    /// Makes an address handle (`ibv_create_ah`).
+    ///
+    /// # Errors
+    /// [`NicError::AddressFamily`] and [`NicError::Destination`] for what the device cannot send to,
+    /// [`NicError::Exhausted`] beyond its limit.
+    pub fn create_ah(&self, attributes: AhAttributes) -> Result<Ah, NicError> {
+        Ah::create(self, attributes)
     }
 
     /// Creates a queue pair in the Reset state (`ibv_create_qp`).

@@ -2,12 +2,14 @@
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
+use std::net::IpAddr;
 
-use anyverbs_engine::{Source, Time, Transmit};
+use anyverbs_engine::{QpType, Source, Time, Transmit};
 use anyverbs_memory::{Access, RegionTable, Span};
 use anyverbs_wire::{Flow, icrc};
 
 use crate::core::Core;
+use crate::link::Link;
 use crate::qp::QpCore;
 use crate::work::pieces;
 
@@ -89,18 +91,18 @@ impl Core {
     fn build(&mut self, qpn: u32, transmit: &Transmit<Span>) -> Result<(), u64> {
         let Core { qps, regions, tx, link, .. } = self;
         let Some(qp) = qps.get_mut(qpn) else { return Ok(()) };
-        let Some(peer) = qp.peer else { return Ok(()) };
+        let Some((peer, source_port)) = destination(qp, link.as_ref(), transmit) else { return Ok(()) };
         let header = &transmit.header;
         let payload_at = header.header_len();
         let payload_len = transmit.payload.len() as usize;
         let pad_at = payload_at + payload_len;
         let icrc_at = pad_at + usize::from(header.bth.pad);
-        let Some(datagram) = tx.push(peer, qp.source_port, qp.engine.ecn(), icrc_at + ICRC) else {
+        let Some(datagram) = tx.push(peer, source_port, qp.engine.ecn(), icrc_at + ICRC) else {
             // Room was made before the engine was asked; if there is none, the packet is lost.
             return Ok(());
         };
         header.emit(&mut datagram[..payload_at]);
-        let flow = Flow { source: link.info().address, destination: peer, source_port: qp.source_port };
+        let flow = Flow { source: link.info().address, destination: peer, source_port };
         let crc = icrc::start(&flow, 0, &datagram[..payload_at], icrc_at + ICRC);
         let gathered = gather(regions, qp, transmit.payload, &mut datagram[payload_at..pad_at], crc);
         let Some(crc) = gathered else {
@@ -118,6 +120,18 @@ impl Core {
     }
 }
 
+/// Where a packet goes, and the source port that it leaves from: datagrams as their work request says, all others
+/// to the peer.
+fn destination(qp: &QpCore, link: &dyn Link, transmit: &Transmit<Span>) -> Option<(IpAddr, u16)> {
+    match transmit.payload {
+        Source::Send { slot, .. } if qp.qp_type == QpType::Ud => {
+            let (peer, remote) = qp.sq.get(slot)?.datagram()?;
+            Some((peer, link.source_port(remote ^ qp.shared.qpn())))
+        }
+        _ => Some((qp.peer?, qp.source_port)),
+    }
+}
+
 /// Copies the payload into the datagram and continues its CRC; `None` if it may not be read.
 fn gather(
     regions: &RegionTable,
@@ -131,14 +145,12 @@ fn gather(
         Source::Region { span, .. } => regions.copy_out_crc(span, payload, crc).ok(),
         Source::Send { slot, offset, len } => {
             let wqe = qp.sq.get(slot)?;
-            if let Some(data) = wqe.inline() {
-                let data = data.get(offset as usize..(offset + len) as usize)?;
-                payload.copy_from_slice(data);
-                return Some(icrc::extend(crc, payload));
+            if wqe.is_inline() {
+                return qp.sq.inline(slot, offset, payload).then(|| icrc::extend(crc, payload));
             }
             let mut crc = crc;
             let mut rest = payload;
-            for piece in pieces(wqe.sges(), offset, len) {
+            for piece in pieces(qp.sq.sges(slot, &wqe), offset, len) {
                 let (now, later) = rest.split_at_mut(piece.len as usize);
                 rest = later;
                 let span = regions.check(piece.key, qp.pd, piece.addr, piece.len, Access::empty()).ok()?;

@@ -1,16 +1,22 @@
 //! Work requests as posted, and as they lie in the queues.
 
-use anyverbs_engine::{Destination, MESSAGE_MAX, Op, SendRequest};
-use anyverbs_wire::{Feth, Selectivity};
+use std::net::{IpAddr, Ipv6Addr};
+
+use anyverbs_engine::{self as engine, MESSAGE_MAX, Op, QpType, SendRequest};
+use anyverbs_wire::{Feth, Qpn, Selectivity};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::address::Ah;
 use crate::error::PostReason;
 
 /// Scatter/gather elements of a work request, at most.
-pub(crate) const SGE_MAX: usize = 4;
+pub(crate) const SGE_MAX: u32 = 32;
 
 /// Bytes of inline data, at most: they lie where the elements would.
-pub(crate) const INLINE_MAX: usize = SGE_MAX * size_of::<Sge>();
+pub(crate) const INLINE_MAX: u32 = SGE_MAX * SGE_LEN as u32;
+
+/// Bytes of an element.
+pub(crate) const SGE_LEN: usize = size_of::<Sge>();
 
 /// A piece of registered memory (`ibv_sge`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -41,7 +47,39 @@ pub struct SendWr<'a> {
     pub fence: bool,
     /// Send these bytes, copied now, instead of what `sges` names.
     pub inline: Option<&'a [u8]>,
+    /// Whom it is for.
+    pub destination: Destination<'a>,
 }
+
+impl<'a> SendWr<'a> {
+    /// A signalled work request for the peer of a connected queue pair, without flags.
+    pub const fn new(wr_id: u64, op: SendOp, sges: &'a [Sge]) -> Self {
+        let destination = Destination::Connected;
+        SendWr { wr_id, op, sges, signaled: true, solicited: false, fence: false, inline: None, destination }
+    }
+}
+
+/// Whom a send work request is for, where the queue pair alone does not say it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Destination<'a> {
+    /// RC, UC: the peer of the queue pair.
+    #[default]
+    Connected,
+    /// UD: a queue pair, or the queue pairs of a multicast group.
+    Datagram {
+        /// The address.
+        ah: &'a Ah,
+        /// The queue pair there; for a multicast group [`MULTICAST_QPN`].
+        remote_qpn: u32,
+        /// The key that it admits.
+        remote_qkey: u32,
+    },
+    /// XRC: a shared receive queue of the peer, by its number.
+    SharedReceive(u32),
+}
+
+/// The queue pair number that means all queue pairs of a multicast group (IBA 10.5).
+pub const MULTICAST_QPN: u32 = 0x00ff_ffff;
 
 /// The operation of a send work request (`ibv_wr_opcode`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -141,29 +179,45 @@ const SIGNALED: u8 = 1;
 const SOLICITED: u8 = 2;
 const FENCE: u8 = 4;
 const INLINE: u8 = 8;
+const DATAGRAM: u8 = 16;
+const XRC: u8 = 32;
 
-/// A send work request in its queue: no pointers, only keys and offsets.
+/// A send work request in its queue: no pointers, only keys and offsets. Its elements, or its inline data, are the
+/// tail of its entry.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub(crate) struct SendWqe {
     pub(crate) wr_id: u64,
+    /// The remote address; for datagrams the first half of the destination's GID.
     addr: u64,
-    /// What to add, or what to compare with.
+    /// What to add, or what to compare with; for datagrams the second half of the GID.
     operand: u64,
     swap: u64,
     rkey: u32,
     imm: u32,
     pub(crate) len: u32,
+    /// The remote queue pair of a datagram, or the remote shared receive queue.
+    remote: u32,
+    qkey: u32,
     pub(crate) opcode: u8,
     flags: u8,
     sge_count: u16,
-    /// The elements, or inline data.
-    sges: [Sge; SGE_MAX],
+}
+
+/// What the work requests of a queue pair may be like.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Caps {
+    pub(crate) qp_type: QpType,
+    pub(crate) pd: u32,
+    pub(crate) max_send_sge: u32,
+    pub(crate) max_recv_sge: u32,
+    pub(crate) max_inline: u32,
+    pub(crate) signal_all: bool,
 }
 
 impl SendWqe {
-    /// Checks a work request and lays it out.
-    pub(crate) fn new(wr: &SendWr<'_>, max_sge: u32, signal_all: bool) -> Result<Self, PostReason> {
+    /// Checks a work request, and lays it out with its tail.
+    pub(crate) fn new<'a>(wr: &SendWr<'a>, caps: &Caps) -> Result<(Self, &'a [u8]), PostReason> {
         use opcode::*;
         let (opcode, addr, rkey, imm, operand, swap) = match wr.op {
             SendOp::Send => (SEND, 0, 0, 0, 0, 0),
@@ -186,23 +240,25 @@ impl SendWqe {
             rkey,
             imm,
             len: 0,
+            remote: 0,
+            qkey: 0,
             opcode,
             flags: 0,
             sge_count: 0,
-            sges: [Sge::default(); SGE_MAX],
         };
         for (flag, set) in
-            [(SIGNALED, wr.signaled || signal_all), (SOLICITED, wr.solicited), (FENCE, wr.fence)]
+            [(SIGNALED, wr.signaled || caps.signal_all), (SOLICITED, wr.solicited), (FENCE, wr.fence)]
         {
             wqe.flags |= if set { flag } else { 0 };
         }
-        match wr.inline {
-            Some(data) => wqe.set_inline(data)?,
+        let tail = match wr.inline {
+            Some(data) => wqe.set_inline(data, caps)?,
             None => {
-                wqe.len = lay_out(wr.sges, max_sge, &mut wqe.sges)?;
+                wqe.len = total(wr.sges, caps.max_send_sge)?;
                 wqe.sge_count = wr.sges.len() as u16;
+                wr.sges.as_bytes()
             }
-        }
+        };
         match wr.op {
             SendOp::FetchAdd { .. } | SendOp::CompareSwap { .. } | SendOp::AtomicWrite { .. }
                 if wqe.len != 8 =>
@@ -213,30 +269,62 @@ impl SendWqe {
             SendOp::Flush { len, .. } => wqe.len = len.unwrap_or(0),
             _ => {}
         }
-        Ok(wqe)
+        wqe.address(&wr.destination, caps)?;
+        match caps.qp_type.can_do(&wqe.request(0)) {
+            true => Ok((wqe, tail)),
+            false => Err(PostReason::BadOperation),
+        }
     }
 
-    fn set_inline(&mut self, data: &[u8]) -> Result<(), PostReason> {
+    fn set_inline<'a>(&mut self, data: &'a [u8], caps: &Caps) -> Result<&'a [u8], PostReason> {
         use opcode::*;
         let takes =
             matches!(self.opcode, SEND | SEND_IMM | SEND_INVALIDATE | WRITE | WRITE_IMM | ATOMIC_WRITE);
-        if data.len() > INLINE_MAX || !takes {
+        if data.len() > caps.max_inline as usize || !takes {
             return Err(PostReason::BadInline);
         }
-        self.sges.as_mut_bytes()[..data.len()].copy_from_slice(data);
         self.len = data.len() as u32;
         self.flags |= INLINE;
+        Ok(data)
+    }
+
+    /// Notes whom it is for.
+    fn address(&mut self, destination: &Destination<'_>, caps: &Caps) -> Result<(), PostReason> {
+        match *destination {
+            Destination::Connected => {}
+            Destination::SharedReceive(srqn) => {
+                self.remote = srqn & 0x00ff_ffff;
+                self.flags |= XRC;
+            }
+            Destination::Datagram { ah, remote_qpn, remote_qkey } => {
+                // The address of one domain is none in another (IBA 10.2.2.2).
+                if ah.pd_number() != caps.pd {
+                    return Err(PostReason::BadDestination);
+                }
+                self.remote = remote_qpn & 0x00ff_ffff;
+                self.qkey = remote_qkey;
+                self.flags |= DATAGRAM;
+                if caps.qp_type == QpType::Ud {
+                    let gid = match ah.attributes().destination {
+                        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
+                        IpAddr::V6(v6) => v6.to_bits(),
+                    };
+                    (self.addr, self.operand) = ((gid >> 64) as u64, gid as u64);
+                }
+            }
+        }
         Ok(())
     }
 
-    /// The inline data, if that is what it carries.
-    pub(crate) fn inline(&self) -> Option<&[u8]> {
-        (self.flags & INLINE != 0).then(|| self.sges.as_bytes().get(..self.len as usize)).flatten()
+    /// Whether its tail is inline data.
+    pub(crate) fn is_inline(&self) -> bool {
+        self.flags & INLINE != 0
     }
 
-    /// The local memory.
-    pub(crate) fn sges(&self) -> &[Sge] {
-        self.sges.get(..usize::from(self.sge_count)).unwrap_or(&self.sges)
+    /// Where a datagram goes: the address, and the queue pair there.
+    pub(crate) fn datagram(&self) -> Option<(IpAddr, u32)> {
+        let gid = Ipv6Addr::from_bits(u128::from(self.addr) << 64 | u128::from(self.operand));
+        (self.flags & DATAGRAM != 0).then(|| (IpAddr::V6(gid).to_canonical(), self.remote))
     }
 
     /// What the engine needs to know of it.
@@ -262,8 +350,18 @@ impl SendWqe {
             signaled: self.flags & SIGNALED != 0,
             solicited: self.flags & SOLICITED != 0,
             fence: self.flags & FENCE != 0,
-            destination: Destination::Connected,
+            destination: match self.flags & (DATAGRAM | XRC) {
+                DATAGRAM => engine::Destination::Datagram { qpn: Qpn::new(self.remote), qkey: self.qkey },
+                XRC => engine::Destination::SharedReceive(Qpn::new(self.remote)),
+                _ => engine::Destination::Connected,
+            },
         }
+    }
+}
+
+impl Wqe for SendWqe {
+    fn sge_count(&self) -> usize {
+        self.sge_count.into()
     }
 }
 
@@ -271,44 +369,50 @@ fn flush(selectivity: Selectivity) -> Feth {
     Feth { placement: Feth::GLOBAL, selectivity }
 }
 
-/// A receive work request in its queue.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+/// A receive work request in its queue; its elements are the tail of its entry.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub(crate) struct RecvWqe {
     pub(crate) wr_id: u64,
     pub(crate) capacity: u32,
     sge_count: u32,
-    sges: [Sge; SGE_MAX],
 }
 
 impl RecvWqe {
-    pub(crate) fn new(wr: &RecvWr<'_>, max_sge: u32) -> Result<Self, PostReason> {
-        let mut sges = [Sge::default(); SGE_MAX];
-        let capacity = lay_out(wr.sges, max_sge, &mut sges)?;
-        Ok(RecvWqe { wr_id: wr.wr_id, capacity, sge_count: wr.sges.len() as u32, sges })
-    }
-
-    pub(crate) fn sges(&self) -> &[Sge] {
-        self.sges.get(..self.sge_count as usize).unwrap_or(&self.sges)
+    pub(crate) fn new<'a>(wr: &RecvWr<'a>, max_sge: u32) -> Result<(Self, &'a [u8]), PostReason> {
+        let capacity = total(wr.sges, max_sge)?;
+        let wqe = RecvWqe { wr_id: wr.wr_id, capacity, sge_count: wr.sges.len() as u32 };
+        Ok((wqe, wr.sges.as_bytes()))
     }
 }
 
-/// Copies elements into a work request, and adds up their lengths.
-fn lay_out(from: &[Sge], max_sge: u32, to: &mut [Sge; SGE_MAX]) -> Result<u32, PostReason> {
-    if from.len() > max_sge as usize || from.len() > SGE_MAX {
+impl Wqe for RecvWqe {
+    fn sge_count(&self) -> usize {
+        self.sge_count as usize
+    }
+}
+
+/// What both kinds of work requests have.
+pub(crate) trait Wqe: Copy + FromBytes + IntoBytes + Immutable {
+    /// How many elements its tail holds.
+    fn sge_count(&self) -> usize;
+}
+
+/// The bytes that a list of elements names.
+fn total(sges: &[Sge], max_sge: u32) -> Result<u32, PostReason> {
+    if sges.len() > max_sge as usize {
         return Err(PostReason::TooManySges);
     }
-    to[..from.len()].copy_from_slice(from);
-    let total: u64 = from.iter().map(|sge| u64::from(sge.len)).sum();
+    let total: u64 = sges.iter().map(|sge| u64::from(sge.len)).sum();
     u32::try_from(total).ok().filter(|total| *total <= MESSAGE_MAX).ok_or(PostReason::BadLength)
 }
 
 /// The pieces of elements that bytes `offset..offset + len` of their concatenation lie in: each as
 /// an address, a length and a key.
-pub(crate) fn pieces(sges: &[Sge], offset: u32, len: u32) -> impl Iterator<Item = Sge> {
+pub(crate) fn pieces(sges: impl Iterator<Item = Sge>, offset: u32, len: u32) -> impl Iterator<Item = Sge> {
     let mut skip = u64::from(offset);
     let mut left = len;
-    sges.iter().filter_map(move |sge| {
+    sges.filter_map(move |sge| {
         if skip >= u64::from(sge.len) {
             skip -= u64::from(sge.len);
             return None;
@@ -332,7 +436,7 @@ mod tests {
             sges.iter().flat_map(|sge| (0..sge.len).map(|i| (sge.key, sge.addr + u64::from(i)))).collect();
         for offset in 0..=35u32 {
             for len in 0..=35 - offset {
-                let got: Vec<(u32, u64)> = pieces(&sges, offset, len)
+                let got: Vec<(u32, u64)> = pieces(sges.iter().copied(), offset, len)
                     .flat_map(|p| (0..p.len).map(move |i| (p.key, p.addr + u64::from(i))))
                     .collect();
                 assert_eq!(got, flat[offset as usize..(offset + len) as usize], "{offset} {len}");

@@ -26,12 +26,12 @@ fn side(link: pipe::Pipe, config: NicConfig) -> Side {
     let mr = pd.register(Arc::clone(&block), 0..1 << 16, ALL).unwrap();
     let qp = pd
         .create_qp(QpInit {
-            send_cq: &cq,
-            recv_cq: &cq,
             max_send_wr: 8,
             max_recv_wr: 8,
-            max_sge: 4,
+            max_send_sge: 4,
+            max_recv_sge: 4,
             signal_all: true,
+            ..QpInit::new(&cq)
         })
         .unwrap();
     Side { nic, pd, cq, block, mr, qp }
@@ -74,25 +74,16 @@ impl Side {
     }
 
     fn post(&self, wr_id: u64, op: SendOp, sges: &[Sge]) -> Result<(), PostError> {
-        let wr = SendWr { wr_id, op, sges, signaled: true, solicited: false, fence: false, inline: None };
-        self.qp.post_send(&[wr])
+        self.qp.post_send(&[SendWr::new(wr_id, op, sges)])
     }
 
     /// Waits for `n` completions; fails after a while.
     fn completions(&self, n: usize) -> Vec<Cqe> {
         let deadline = self.nic.waiter().now() + Duration::from_secs(10);
         let mut got = Vec::new();
-        let blank = Cqe {
-            wr_id: 0,
-            qpn: 0,
-            status: WcStatus::Success,
-            opcode: WcOpcode::Send,
-            byte_len: 0,
-            imm: None,
-        };
         while got.len() < n {
             assert!(self.cq.wait(Some(deadline)), "only {got:?} after ten seconds");
-            let mut out = [blank; 16];
+            let mut out = [Cqe::EMPTY; 16];
             let count = self.cq.poll(&mut out);
             got.extend_from_slice(&out[..count]);
         }

@@ -77,6 +77,8 @@ pub struct Config {
     pub qp_type: QpType,
     /// Its own number, which datagrams (UD) carry.
     pub qpn: Qpn,
+    /// Its receives come from a shared receive queue, which is not its to flush.
+    pub shared_receives: bool,
     /// Send work requests that may be outstanding.
     pub max_send_wr: usize,
     /// PSNs that may be unacknowledged, at least 1 and below 2^22. READ responses count.
@@ -101,6 +103,7 @@ impl Default for Config {
         Config {
             qp_type: QpType::Rc,
             qpn: Qpn::new(0),
+            shared_receives: false,
             max_send_wr: 128,
             window: 256,
             reorder: 256,

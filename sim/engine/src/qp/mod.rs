@@ -524,9 +524,10 @@ impl QueuePair {
     }
 
     /// Flushes receives that were posted in the error state. Those of a shared queue are not the queue
-    /// pair's to flush: its driver then has nothing to take (IBA 10.2.9.3).
+    /// pair's to flush (IBA 10.2.9.3).
     pub fn flush_receives<M: Memory>(&mut self, cx: &mut Context<'_, M>) {
-        if self.state == QpState::Error && self.config.qp_type != QpType::XrcRecv {
+        let own = !self.config.shared_receives && self.config.qp_type != QpType::XrcRecv;
+        if self.state == QpState::Error && own {
             while let Receive::Taken { slot, .. } = cx.memory.take_receive(None) {
                 cx.complete_receive(slot, Status::FlushError);
             }

@@ -44,7 +44,7 @@ impl QpType {
 
     /// Whether such a queue pair can carry out a send work request, by its operation (IBA table 46)
     /// and destination.
-    pub(crate) fn can_do(self, request: &SendRequest) -> bool {
+    pub fn can_do(self, request: &SendRequest) -> bool {
         let op = match self {
             QpType::Rc | QpType::XrcSend => true,
             QpType::Uc => matches!(request.op, Op::Send { .. } | Op::Write { .. }),

@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use storage::Storage;
+use storage::{Storage, Word};
 
 /// The bytes of an entry are moved as whole words.
 const WORD: usize = 8;
@@ -29,16 +29,29 @@ pub fn ring<T>(capacity: u32) -> io::Result<(Producer<T>, Consumer<T>)>
 where
     T: Copy + FromBytes + IntoBytes + Immutable,
 {
-    ring_at(capacity, 0)
+    ring_at(capacity, 0, 0)
 }
 
-/// A ring whose indices start at `start`.
-fn ring_at<T>(capacity: u32, start: u32) -> io::Result<(Producer<T>, Consumer<T>)> {
+/// Makes a ring of up to `capacity` values, each with up to `tail` bytes behind it: what differs in
+/// length from one queue to another, as the scatter/gather list of a work request does.
+///
+/// # Errors
+/// As [`ring()`].
+pub fn ring_with_tail<T>(capacity: u32, tail: usize) -> io::Result<(Producer<T>, Consumer<T>)>
+where
+    T: Copy + FromBytes + IntoBytes + Immutable,
+{
+    ring_at(capacity, 0, tail.div_ceil(WORD))
+}
+
+/// A ring whose indices start at `start`, with tails of some words.
+fn ring_at<T>(capacity: u32, start: u32, tail: usize) -> io::Result<(Producer<T>, Consumer<T>)> {
     let invalid = || io::Error::new(io::ErrorKind::InvalidInput, "a ring of no or too many entries");
     let slots = capacity.checked_next_power_of_two().filter(|_| capacity > 0).ok_or_else(invalid)?;
-    let words = (slots as usize).checked_mul(words_per_entry::<T>()).ok_or_else(invalid)?;
+    let stride = words_per_entry::<T>().checked_add(tail).ok_or_else(invalid)?;
+    let words = (slots as usize).checked_mul(stride).ok_or_else(invalid)?;
     let storage = Arc::new(Storage::new(words, start)?);
-    let shape = Shape { capacity, mask: slots - 1 };
+    let shape = Shape { capacity, mask: slots - 1, stride };
     let producer = Producer {
         storage: Arc::clone(&storage),
         shape,
@@ -67,6 +80,8 @@ const fn words_per_entry<T>() -> usize {
 struct Shape {
     capacity: u32,
     mask: u32,
+    /// Words from one entry to the next.
+    stride: usize,
 }
 
 impl Shape {
@@ -76,8 +91,34 @@ impl Shape {
     }
 
     /// The first word of the entry with this free-running index.
-    fn first_word<T>(self, index: u32) -> usize {
-        (index & self.mask) as usize * words_per_entry::<T>()
+    fn first_word(self, index: u32) -> usize {
+        (index & self.mask) as usize * self.stride
+    }
+}
+
+/// Stores bytes in as many words as they take.
+#[inline]
+fn store(places: &[Word], bytes: &[u8]) {
+    let (words, rest) = bytes.as_chunks::<WORD>();
+    for (place, word) in places.iter().zip(words) {
+        place.store(u64::from_ne_bytes(*word));
+    }
+    if let (false, Some(place)) = (rest.is_empty(), places.get(words.len())) {
+        let mut last = [0; WORD];
+        last[..rest.len()].copy_from_slice(rest);
+        place.store(u64::from_ne_bytes(last));
+    }
+}
+
+/// Fills bytes from as many words as they take.
+#[inline]
+fn load(places: &[Word], bytes: &mut [u8]) {
+    let (words, rest) = bytes.as_chunks_mut::<WORD>();
+    for (word, place) in words.iter_mut().zip(places) {
+        *word = place.load().to_ne_bytes();
+    }
+    if let (false, Some(place)) = (rest.is_empty(), places.get(words.len())) {
+        rest.copy_from_slice(&place.load().to_ne_bytes()[..rest.len()]);
     }
 }
 
@@ -111,23 +152,31 @@ impl<T: Copy + FromBytes + IntoBytes + Immutable> Producer<T> {
     /// The value itself, if the ring is full or poisoned.
     #[inline]
     pub fn push(&mut self, value: T) -> Result<(), T> {
+        self.push_with(value, &[])
+    }
+
+    /// The same, with bytes behind the value: at most as many as the ring was made for, of which the rest
+    /// of the tail keeps what it had.
+    ///
+    /// # Errors
+    /// The value itself, if the ring is full or poisoned, or the tail too long.
+    #[inline]
+    pub fn push_with(&mut self, value: T, tail: &[u8]) -> Result<(), T> {
         if self.free_as_known() == 0 {
             self.refresh();
             if self.free_as_known() == 0 {
                 return Err(value);
             }
         }
-        let first = self.shape.first_word::<T>(self.staged);
-        let entry = self.storage.entry(first, words_per_entry::<T>());
-        let (words, rest) = value.as_bytes().as_chunks::<WORD>();
-        for (place, word) in entry.iter().zip(words) {
-            place.store(u64::from_ne_bytes(*word));
+        let words = words_per_entry::<T>();
+        if tail.len().div_ceil(WORD) > self.shape.stride - words {
+            return Err(value);
         }
-        if let (false, Some(place)) = (rest.is_empty(), entry.last()) {
-            let mut last = [0; WORD];
-            last[..rest.len()].copy_from_slice(rest);
-            place.store(u64::from_ne_bytes(last));
-        }
+        let first = self.shape.first_word(self.staged);
+        let entry = self.storage.entry(first, self.shape.stride);
+        let (own, behind) = entry.split_at(words);
+        store(own, value.as_bytes());
+        store(behind, tail);
         self.staged = self.staged.wrapping_add(1);
         Ok(())
     }
@@ -204,17 +253,28 @@ impl<T: Copy + FromBytes + IntoBytes + Immutable> Consumer<T> {
         if nth >= self.len_as_known() && nth >= self.len() {
             return None;
         }
-        let first = self.shape.first_word::<T>(self.head.wrapping_add(nth));
+        let first = self.shape.first_word(self.head.wrapping_add(nth));
         let entry = self.storage.entry(first, words_per_entry::<T>());
         let mut value = T::new_zeroed();
-        let (words, rest) = value.as_mut_bytes().as_chunks_mut::<WORD>();
-        for (word, place) in words.iter_mut().zip(entry) {
-            *word = place.load().to_ne_bytes();
-        }
-        if let (false, Some(place)) = (rest.is_empty(), entry.last()) {
-            rest.copy_from_slice(&place.load().to_ne_bytes()[..rest.len()]);
-        }
+        load(entry, value.as_mut_bytes());
         Some(value)
+    }
+
+    /// Fills `out` from the tail of the `nth` published value, from the byte `at` on, a multiple of 8. False if
+    /// there is no such value, or its tail has no such bytes; nothing is read then.
+    #[inline]
+    pub fn tail(&self, nth: u32, at: usize, out: &mut [u8]) -> bool {
+        if nth >= self.len_as_known() && nth >= self.len() {
+            return false;
+        }
+        let tail = words_per_entry::<T>()..self.shape.stride;
+        let (skip, words) = (at / WORD, out.len().div_ceil(WORD));
+        if !at.is_multiple_of(WORD) || skip > tail.len() || words > tail.len() - skip {
+            return false;
+        }
+        let first = self.shape.first_word(self.head.wrapping_add(nth)) + tail.start + skip;
+        load(self.storage.entry(first, words), out);
+        true
     }
 
     /// Takes the `n` oldest values out of the ring (all of them, if `n` is more), and gives their

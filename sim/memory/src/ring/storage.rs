@@ -1,9 +1,9 @@
 //! Where a ring keeps its indices and values: a block of shared memory, or the model checker's.
 
 #[cfg(loom)]
-pub(super) use model::Storage;
+pub(super) use model::{Storage, Word};
 #[cfg(not(loom))]
-pub(super) use shared::Storage;
+pub(super) use shared::{Storage, Word};
 
 #[cfg(not(loom))]
 mod shared {

@@ -76,7 +76,7 @@ fn values_of_no_bytes_are_counted() {
 
 #[test]
 fn indices_wrap_around() {
-    let (mut producer, mut consumer) = ring_at::<Odd>(3, u32::MAX - 5).unwrap();
+    let (mut producer, mut consumer) = ring_at::<Odd>(3, u32::MAX - 5, 0).unwrap();
     for n in 0..20 {
         producer.push(odd(n)).unwrap();
         producer.push(odd(n + 100)).unwrap();
@@ -157,7 +157,7 @@ fn a_peer_that_scribbles_everywhere_leads_nobody_astray() {
 
 #[test]
 fn threads_pass_every_value_once_and_in_order() {
-    let (mut producer, mut consumer) = ring_at::<Odd>(37, u32::MAX - 1000).unwrap();
+    let (mut producer, mut consumer) = ring_at::<Odd>(37, u32::MAX - 1000, 2).unwrap();
     let count = if cfg!(miri) { 200 } else { 100_000 };
     std::thread::scope(|scope| {
         scope.spawn(move || {
@@ -223,7 +223,7 @@ proptest! {
         start in prop_oneof![Just(0u32), (u32::MAX - 20)..=u32::MAX, any::<u32>()],
         steps in proptest::collection::vec(any_step(), 1..200),
     ) {
-        let (mut producer, mut consumer) = ring_at::<Odd>(capacity, start).unwrap();
+        let (mut producer, mut consumer) = ring_at::<Odd>(capacity, start, 1).unwrap();
         let (mut staged, mut published) = (VecDeque::new(), VecDeque::new());
         let mut next = 0;
         for step in steps {
@@ -264,4 +264,30 @@ fn an_entry_is_padded_to_whole_words() {
     assert_eq!(words_per_entry::<Odd>(), 3);
     assert_eq!(words_per_entry::<[u64; 8]>(), 8);
     assert_eq!(Odd::new_zeroed().parts, [0; 5]);
+}
+
+#[test]
+fn tails_travel_with_their_values() {
+    let (mut producer, mut consumer) = ring_with_tail::<Odd>(4, 21).unwrap();
+    for round in 0..10_u8 {
+        let tail: Vec<u8> = (0..24).map(|i| round ^ i).collect();
+        producer.push_with(odd(round.into()), &tail[..usize::from(round) * 2]).unwrap();
+        producer.publish();
+        assert_eq!(consumer.get(0), Some(odd(round.into())));
+        let whole = usize::from(round) * 2;
+        let mut out = [0; 24];
+        assert!(consumer.tail(0, 0, &mut out[..whole]));
+        assert_eq!(out[..whole], tail[..whole]);
+        if round >= 8 {
+            assert!(consumer.tail(0, 8, &mut out[..5]));
+            assert_eq!(out[..5], tail[8..13]);
+        }
+        // Neither beyond the tail, nor from the midst of a word, nor of what is not there.
+        for (nth, at, len) in [(0, 0, 25), (0, 24, 1), (0, 4, 4), (0, usize::MAX - 7, 8), (1, 0, 1)] {
+            assert!(!consumer.tail(nth, at, &mut [0; 25][..len]), "{nth} {at} {len}");
+        }
+        consumer.release(1);
+    }
+    assert_eq!(producer.push_with(odd(1), &[0; 25]), Err(odd(1)), "a tail that is too long");
+    assert_eq!(producer.free(), 4);
 }

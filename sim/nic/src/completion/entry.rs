@@ -1,15 +1,8 @@
-//! Completion queues.
-
-use std::collections::VecDeque;
-use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+//! Entries of completion queues: as programs see them, and as they lie in the ring.
 
 use anyverbs_engine::{Completion, Queue, ReceiveKind, Status, Time};
-use anyverbs_memory::{Consumer, Producer, ring};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::nic::Nic;
 use crate::work::opcode;
 
 /// How a work request ended (`ibv_wc_status`).
@@ -131,155 +124,96 @@ pub struct Cqe {
     pub status: WcStatus,
     /// What it was. On errors of receives: [`WcOpcode::Recv`].
     pub opcode: WcOpcode,
-    /// Bytes transferred; for receives the length of the message.
+    /// Bytes transferred; for receives the length of the message. Of a datagram it counts the 40 bytes in front of
+    /// the message, too.
     pub byte_len: u32,
     /// Immediate data that came with it.
     pub imm: Option<u32>,
+    /// The key that the message invalidated (`IBV_WC_WITH_INV`).
+    pub invalidated: Option<u32>,
+    /// The queue pair that a datagram came from; its address is in the first 40 bytes of the buffer:
+    /// [`AhAttributes::from_grh`](crate::AhAttributes::from_grh).
+    pub source_qpn: Option<u32>,
+    /// When it was written to the queue, on the clock of the device.
+    pub timestamp: Time,
 }
+
+impl Cqe {
+    /// A place for an entry.
+    pub const EMPTY: Cqe = Cqe {
+        wr_id: 0,
+        qpn: 0,
+        status: WcStatus::Success,
+        opcode: WcOpcode::Send,
+        byte_len: 0,
+        imm: None,
+        invalidated: None,
+        source_qpn: None,
+        timestamp: Time::ZERO,
+    };
+}
+
+const WITH_IMM: u8 = 1;
+const WITH_INV: u8 = 2;
+const WITH_SOURCE: u8 = 4;
+const SOLICITED: u8 = 8;
 
 /// An entry as it lies in the ring: plain data.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub(crate) struct Entry {
     wr_id: u64,
-    qpn: u32,
+    timestamp: u64,
+    pub(super) qpn: u32,
     byte_len: u32,
+    /// Immediate data, or the key that was invalidated.
     imm: u32,
+    source_qpn: u32,
     status: u8,
     opcode: u8,
-    has_imm: u8,
-    unused: u8,
+    flags: u8,
+    unused: [u8; 5],
 }
 
 impl Entry {
-    pub(crate) fn new(wr_id: u64, qpn: u32, send_opcode: u8, completion: &Completion) -> Self {
+    pub(crate) fn new(wr_id: u64, qpn: u32, send_opcode: u8, completion: &Completion, now: Time) -> Self {
+        let flags = [
+            (WITH_IMM, completion.imm.is_some()),
+            (WITH_INV, completion.invalidated.is_some()),
+            (WITH_SOURCE, completion.source.is_some()),
+            (SOLICITED, completion.solicited),
+        ];
         Entry {
             wr_id,
+            timestamp: now.as_nanos(),
             qpn,
             byte_len: completion.len,
-            imm: completion.imm.unwrap_or(0),
+            imm: completion.imm.or(completion.invalidated).unwrap_or(0),
+            source_qpn: completion.source.map_or(0, |qpn| qpn.value()),
             status: WcStatus::from(completion.status) as u8,
             opcode: WcOpcode::new(completion, send_opcode) as u8,
-            has_imm: u8::from(completion.imm.is_some()),
-            unused: 0,
+            flags: flags.into_iter().filter(|(_, set)| *set).fold(0, |flags, (flag, _)| flags | flag),
+            unused: [0; 5],
         }
     }
 
-    fn read(&self) -> Cqe {
+    /// Whether it is one that wakes those who wait for solicited events: asked for by the sender, or an error.
+    pub(super) fn is_solicited(&self) -> bool {
+        self.flags & SOLICITED != 0 || self.status != WcStatus::Success as u8
+    }
+
+    pub(super) fn read(&self) -> Cqe {
+        let with = |flag| self.flags & flag != 0;
         Cqe {
             wr_id: self.wr_id,
             qpn: self.qpn,
             status: *WcStatus::ALL.get(usize::from(self.status)).unwrap_or(&WcStatus::RemOpErr),
             opcode: *WcOpcode::ALL.get(usize::from(self.opcode)).unwrap_or(&WcOpcode::Send),
             byte_len: self.byte_len,
-            imm: (self.has_imm != 0).then_some(self.imm),
+            imm: with(WITH_IMM).then_some(self.imm),
+            invalidated: with(WITH_INV).then_some(self.imm),
+            source_qpn: with(WITH_SOURCE).then_some(self.source_qpn),
+            timestamp: Time::from_nanos(self.timestamp),
         }
-    }
-}
-
-/// The reading side: the ring, and what was taken out of it while a queue pair was destroyed.
-struct Reader {
-    ring: Consumer<Entry>,
-    /// Older than everything in the ring.
-    kept: VecDeque<Entry>,
-}
-
-/// The queue itself, shared by its handles and the queue pairs that complete to it.
-pub(crate) struct CqCore {
-    writer: Mutex<Producer<Entry>>,
-    reader: Mutex<Reader>,
-    depth: u32,
-    overrun: AtomicBool,
-}
-
-impl CqCore {
-    pub(crate) fn new(depth: u32) -> io::Result<Self> {
-        let (writer, reader) = ring(depth)?;
-        Ok(CqCore {
-            writer: Mutex::new(writer),
-            reader: Mutex::new(Reader { ring: reader, kept: VecDeque::new() }),
-            depth,
-            overrun: AtomicBool::new(false),
-        })
-    }
-
-    /// Adds an entry. Only the holder of the progress token does, so the lock is never contended.
-    pub(crate) fn push(&self, entry: Entry) {
-        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        if writer.push(entry).is_err() {
-            self.overrun.store(true, Ordering::Relaxed);
-        }
-        writer.publish();
-    }
-
-    fn reader(&self) -> MutexGuard<'_, Reader> {
-        self.reader.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn take(&self, out: &mut [Cqe]) -> usize {
-        let mut reader = self.reader();
-        let mut taken = 0;
-        for place in out.iter_mut() {
-            let Some(entry) = reader.kept.pop_front().or_else(|| reader.ring.pop()) else { break };
-            *place = entry.read();
-            taken += 1;
-        }
-        taken
-    }
-
-    fn is_empty(&self) -> bool {
-        let reader = self.reader();
-        reader.kept.is_empty() && reader.ring.is_empty()
-    }
-
-    /// Takes out all entries of a queue pair. The caller holds the progress token.
-    pub(crate) fn purge(&self, qpn: u32) {
-        let mut reader = self.reader();
-        let Reader { ring, kept } = &mut *reader;
-        kept.extend(std::iter::from_fn(|| ring.pop()));
-        kept.retain(|entry| entry.qpn != qpn);
-    }
-}
-
-/// A completion queue (`ibv_cq`). Clones are handles to the same queue; any thread may poll.
-#[derive(Clone)]
-pub struct Cq {
-    pub(crate) core: Arc<CqCore>,
-    pub(crate) nic: Nic,
-}
-
-impl Cq {
-    /// Takes up to `out.len()` completions out of the queue and returns how many.
-    ///
-    /// If there is none, the NIC makes progress inline, on the calling thread.
-    pub fn poll(&self, out: &mut [Cqe]) -> usize {
-        self.nic.note_poll();
-        let taken = self.core.take(out);
-        if taken > 0 || out.is_empty() {
-            return taken;
-        }
-        let heard = self.nic.listen();
-        let taken = self.core.take(out);
-        // If something arrived it may be what the program looks for in its memory: no time to relax.
-        if taken == 0 && !heard {
-            self.nic.waiter().relax();
-        }
-        taken
-    }
-
-    /// Sleeps until there is something to poll or `deadline` has passed; says whether there is.
-    /// `None` waits without a limit.
-    pub fn wait(&self, deadline: Option<Time>) -> bool {
-        self.nic.wait_until(deadline, || !self.core.is_empty())
-    }
-
-    /// How many entries the queue holds.
-    pub fn depth(&self) -> u32 {
-        self.core.depth
-    }
-
-    /// Whether a completion was lost because the queue was full (`IBV_EVENT_CQ_ERR`).
-    pub fn is_overrun(&self) -> bool {
-        self.core.overrun.load(Ordering::Relaxed)
     }
 }
