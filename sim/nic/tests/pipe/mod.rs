@@ -1,6 +1,7 @@
 //! A link within the process: two ends, two queues, the machine's clock.
 
 use std::collections::VecDeque;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -10,7 +11,8 @@ use anyverbs_nic::link::{Link, LinkError, LinkInfo, RxBatch, RxEntry, TxBatch, W
 
 #[derive(Default)]
 struct Inbox {
-    datagrams: VecDeque<Vec<u8>>,
+    datagrams: VecDeque<(IpAddr, Vec<u8>)>,
+    groups: Vec<IpAddr>,
     woken: bool,
 }
 
@@ -78,11 +80,20 @@ impl Link for Pipe {
         self.own.clone()
     }
 
+    fn join(&mut self, group: IpAddr) -> io::Result<()> {
+        self.own.inbox.lock().unwrap().groups.push(group);
+        Ok(())
+    }
+
+    fn leave(&mut self, group: IpAddr) {
+        self.own.inbox.lock().unwrap().groups.retain(|own| *own != group);
+    }
+
     fn transmit(&mut self, batch: &mut TxBatch, _now: Time) -> Result<(), LinkError> {
         let mut inbox = self.peer.inbox.lock().unwrap();
         for entry in batch.entries() {
-            if entry.destination == self.peer_address {
-                inbox.datagrams.push_back(batch.bytes()[entry.range()].to_vec());
+            if entry.destination == self.peer_address || inbox.groups.contains(&entry.destination) {
+                inbox.datagrams.push_back((entry.destination, batch.bytes()[entry.range()].to_vec()));
             }
         }
         self.peer.arrived.notify_all();
@@ -93,7 +104,7 @@ impl Link for Pipe {
     fn receive(&mut self, batch: &mut RxBatch, _now: Time) -> Result<(), LinkError> {
         let mut inbox = self.own.inbox.lock().unwrap();
         let mut start = 0;
-        while let Some(datagram) = inbox.datagrams.front() {
+        while let Some((destination, datagram)) = inbox.datagrams.front() {
             let len = datagram.len();
             if batch.room() == 0 || batch.buffer().len() - start < len {
                 break;
@@ -101,7 +112,7 @@ impl Link for Pipe {
             batch.buffer()[start..start + len].copy_from_slice(datagram);
             let entry = RxEntry {
                 source: self.peer_address,
-                destination: self.info.address,
+                destination: *destination,
                 source_port: 4791,
                 ip_id: None,
                 ecn: 0,
