@@ -66,6 +66,8 @@ pub(crate) struct Core {
     pub(crate) timers: Timers,
     /// Queue pairs with something to send, in turn.
     pub(crate) ready: VecDeque<u32>,
+    /// The link took no more when they were to send last.
+    pub(crate) blocked: bool,
     /// Packets whose time has not come.
     pub(crate) deferred: Deferred,
     pub(crate) tx: TxBatch,
@@ -104,6 +106,7 @@ impl Core {
             counters: Counters::default(),
             timers: Timers::default(),
             ready: VecDeque::with_capacity(config.max_qp as usize),
+            blocked: false,
             deferred: Deferred::default(),
             tx: TxBatch::with_capacity(TX_DATAGRAMS * datagram_max, TX_DATAGRAMS),
             rx: RxBatch::with_capacity(RX_BYTES, RX_DATAGRAMS),
@@ -185,7 +188,8 @@ impl Core {
             });
         }
         self.engine(qpn, now, |engine, cx| engine.flush_receives(cx));
-        self.carry_out(qpn, now, &[]);
+        self.carry_out_all(qpn, now, &[]);
+        self.set_ready_first(qpn);
     }
 
     /// Calls the engine of a queue pair with everything that it needs, if there is such a queue pair.
@@ -208,7 +212,8 @@ impl Core {
     fn send(&mut self, now: Time) {
         self.send_deferred(now);
         while let Some(qpn) = self.ready.pop_front() {
-            if !self.make_room(TURN, now) {
+            self.blocked = !self.make_room(TURN, now);
+            if self.blocked {
                 self.ready.push_front(qpn);
                 break;
             }

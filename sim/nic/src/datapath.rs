@@ -42,6 +42,19 @@ impl Core {
         }
     }
 
+    /// Puts a queue pair whose program has posted to it in front of those that have only answers to send: somebody
+    /// waits for what was posted. Not while the link takes nothing more, where the others would wait for ever.
+    pub(crate) fn set_ready_first(&mut self, qpn: u32) {
+        let Some(qp) = self.qps.get_mut(qpn).filter(|qp| qp.engine.wants_transmit()) else { return };
+        if std::mem::replace(&mut qp.ready, true) {
+            return;
+        }
+        match self.blocked {
+            true => self.ready.push_back(qpn),
+            false => self.ready.push_front(qpn),
+        }
+    }
+
     /// Carries out the collected actions, and those that failures among them lead to.
     pub(crate) fn carry_out_all(&mut self, qpn: u32, now: Time, payload: &[u8]) {
         while !self.actions.is_empty() {
