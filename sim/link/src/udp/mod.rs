@@ -6,6 +6,7 @@
 mod backend;
 mod bind;
 mod control;
+mod patience;
 mod receive;
 mod runs;
 mod sys;

@@ -11,6 +11,8 @@ use anyverbs_nic::link::Waiter;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::time::{ClockId, clock_gettime};
 
+use super::patience::Patience;
+
 /// How long a thread sleeps at most that could not get an eventfd, since nobody can wake it.
 const DEAF_SLEEP: Duration = Duration::from_millis(1);
 
@@ -28,7 +30,8 @@ fn bed() -> Option<Arc<OwnedFd>> {
 pub(super) struct UdpWaiter {
     socket: Arc<UdpSocket>,
     sleepers: Mutex<Sleepers>,
-    yields: bool,
+    /// Where processors are few.
+    patience: Option<Patience>,
 }
 
 struct Sleepers {
@@ -45,7 +48,7 @@ impl UdpWaiter {
         let mut sleepers =
             Sleepers { pending: false, asleep: Vec::with_capacity(BEDS), spare: Vec::with_capacity(BEDS) };
         sleepers.spare.extend((0..BEDS).filter_map(|_| bed()));
-        UdpWaiter { socket, sleepers: Mutex::new(sleepers), yields: processors <= 2 }
+        UdpWaiter { socket, sleepers: Mutex::new(sleepers), patience: (processors <= 2).then(Patience::new) }
     }
 
     fn sleepers(&self) -> MutexGuard<'_, Sleepers> {
@@ -119,13 +122,9 @@ impl Waiter for UdpWaiter {
     }
 
     fn relax(&self) {
-        // With two processors, the peer or the thread that feeds it often waits for this one. To
-        // yield costs 0.1 to 0.4 us of a ping-pong where nobody wants the processor, and saves
-        // nine tenths of its time where somebody does.
-        if self.yields {
-            thread::yield_now();
-        } else {
-            std::hint::spin_loop();
+        match &self.patience {
+            Some(patience) => patience.relax(|| self.now()),
+            None => std::hint::spin_loop(),
         }
     }
 }
