@@ -76,6 +76,8 @@ pub(crate) struct Core {
     pub(crate) datagram_max: usize,
     /// Datagrams arrived in the last pass.
     heard: bool,
+    /// When the last pass began.
+    time: Time,
     /// Entries were written to completion queues since this was last looked at.
     pub(crate) completed: bool,
     /// The link broke, and how: nothing arrives any more.
@@ -113,6 +115,7 @@ impl Core {
             actions: Vec::with_capacity(TX_DATAGRAMS),
             datagram_max,
             heard: false,
+            time: Time::ZERO,
             completed: false,
             broken: None,
         })
@@ -147,12 +150,18 @@ impl Core {
 
     /// The first part of a pass, all that a poster needs: what was posted goes out. Returns the time.
     pub(crate) fn send_posted(&mut self, doorbells: impl Fn() -> Option<u32>) -> Time {
-        while let Some(qpn) = doorbells() {
-            self.drain_send_queue(qpn);
-        }
         let now = self.waiter.now();
+        self.time = now;
+        while let Some(qpn) = doorbells() {
+            self.drain_send_queue(qpn, now);
+        }
         self.send(now);
         now
+    }
+
+    /// When the last pass began.
+    pub(crate) fn time(&self) -> Time {
+        self.time
     }
 
     /// When there will be something to do although nothing arrives; a time in the past if there is
@@ -176,8 +185,7 @@ impl Core {
     // ---- Out --------------------------------------------------------------------------------
 
     /// Hands what was posted on a queue pair to its engine.
-    fn drain_send_queue(&mut self, qpn: u32) {
-        let now = self.waiter.now();
+    fn drain_send_queue(&mut self, qpn: u32, now: Time) {
         let Some(qp) = self.qps.get_mut(qpn) else { return };
         // Before the queue is read: what is posted from here on rings again.
         qp.shared.answer_doorbell();

@@ -63,20 +63,28 @@ impl Shared {
     /// As [`progress`](Shared::progress), for a program that polls: says whether something arrived.
     pub(crate) fn listen(&self) -> bool {
         let heard = Cell::new(false);
-        self.work(|core| {
+        let worked = self.work(|core| {
             let completed = core.pass(|| self.doorbells.pop());
             heard.set(heard.get() || core.heard());
+            self.note_poll_at(core.time());
             completed
         });
+        if !worked {
+            self.note_poll();
+        }
         heard.get()
     }
 
     /// Sends what was posted, if the token is free; its holder does it otherwise.
     fn send_posted(&self) {
-        self.work(|core| {
+        let worked = self.work(|core| {
             core.send_posted(|| self.doorbells.pop());
+            self.note_poll_at(core.time());
             core.take_completed()
         });
+        if !worked {
+            self.note_poll();
+        }
     }
 
     /// Does some work, which says whether it wrote completions, if the token is free.
@@ -125,7 +133,12 @@ impl Shared {
     }
 
     fn note_poll(&self) {
-        self.last_poll.store(self.waiter.now().as_nanos(), Ordering::Relaxed);
+        self.note_poll_at(self.waiter.now());
+    }
+
+    /// The same, for those who know the time: to read the clock is a part of the cost of a poll.
+    fn note_poll_at(&self, now: Time) {
+        self.last_poll.store(now.as_nanos(), Ordering::Relaxed);
     }
 }
 
@@ -385,7 +398,6 @@ impl Nic {
 
     pub(crate) fn ring_doorbell(&self, qpn: u32) {
         let shared = self.shared();
-        shared.note_poll();
         while shared.doorbells.push(qpn).is_err() {
             // Twice as many places as queue pairs: full only of those that are destroyed.
             shared.progress();

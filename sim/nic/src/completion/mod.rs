@@ -244,9 +244,9 @@ impl Cq {
     ///
     /// If there is none, the NIC makes progress inline, on the calling thread.
     pub fn poll(&self, out: &mut [Cqe]) -> usize {
-        self.nic.note_poll();
         let taken = self.core.take(out);
         if taken > 0 || out.is_empty() {
+            self.nic.note_poll();
             return taken;
         }
         let heard = self.nic.listen();
