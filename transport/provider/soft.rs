@@ -17,7 +17,7 @@ use super::{
     RecvWork, Refusal, RegionBackend, Segment, SendOp, SendWork,
 };
 use crate::verbs::batch::Batch;
-use crate::verbs::completion::{Cq, Status};
+use crate::verbs::completion::Status;
 use crate::verbs::connection::Endpoint;
 use crate::verbs::device::DeviceAttributes;
 use crate::verbs::error::{Error, PostReason};
@@ -200,19 +200,19 @@ struct SoftCq {
 
 impl CqBackend for SoftCq {
     fn poll(&self, out: &mut [RawCompletion]) -> usize {
-        let mut entries = [nic::Cqe::EMPTY; Cq::POLL_MAX];
-        let room = out.len().min(entries.len());
-        let count = self.cq.poll(&mut entries[..room]);
-        for (raw, entry) in out.iter_mut().zip(&entries[..count.min(room)]) {
-            *raw = RawCompletion {
-                id: entry.wr_id,
-                status: status(entry.status),
-                write_imm: entry.opcode == nic::WcOpcode::RecvRdmaWithImm,
-                len: entry.byte_len,
-                imm: entry.imm,
-            };
-        }
-        count
+        let max = out.len();
+        let mut places = out.iter_mut();
+        self.cq.poll_each(max, |entry| {
+            if let Some(place) = places.next() {
+                *place = RawCompletion {
+                    id: entry.wr_id,
+                    status: status(entry.status),
+                    write_imm: entry.opcode == nic::WcOpcode::RecvRdmaWithImm,
+                    len: entry.byte_len,
+                    imm: entry.imm,
+                };
+            }
+        })
     }
 
     fn wait(&self, timeout: Duration) -> bool {

@@ -159,15 +159,15 @@ impl CqCore {
         self.reader.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self, out: &mut [Cqe]) -> usize {
+    fn take(&self, max: usize, sink: &mut impl FnMut(Cqe)) -> usize {
         let mut reader = self.reader();
-        let mut taken = 0;
-        for place in out.iter_mut() {
-            let Some(entry) = reader.pop() else { break };
-            *place = entry.read();
-            taken += 1;
+        for taken in 0..max {
+            match reader.pop() {
+                Some(entry) => sink(entry.read()),
+                None => return taken,
+            }
         }
-        taken
+        max
     }
 
     fn is_empty(&self) -> bool {
@@ -244,13 +244,24 @@ impl Cq {
     ///
     /// If there is none, the NIC makes progress inline, on the calling thread.
     pub fn poll(&self, out: &mut [Cqe]) -> usize {
-        let taken = self.core.take(out);
-        if taken > 0 || out.is_empty() {
+        let max = out.len();
+        let mut places = out.iter_mut();
+        self.poll_each(max, |cqe| {
+            if let Some(place) = places.next() {
+                *place = cqe;
+            }
+        })
+    }
+
+    /// The same, for those who need no copies: hands up to `max` completions to `sink`, which must not poll this queue.
+    pub fn poll_each(&self, max: usize, mut sink: impl FnMut(Cqe)) -> usize {
+        let taken = self.core.take(max, &mut sink);
+        if taken > 0 || max == 0 {
             self.nic.note_poll();
             return taken;
         }
         let heard = self.nic.listen();
-        let taken = self.core.take(out);
+        let taken = self.core.take(max, &mut sink);
         // If something arrived it may be what the program looks for in its memory: no time to relax.
         if taken == 0 && !heard {
             self.nic.waiter().relax();
