@@ -237,6 +237,8 @@ fn status(status: nic::WcStatus) -> Status {
         WcStatus::RemOpErr => Status::RemOpErr,
         WcStatus::RetryExcErr => Status::RetryExcErr,
         WcStatus::RnrRetryExcErr => Status::RnrRetryExcErr,
+        WcStatus::MwBindErr => Status::MwBindErr,
+        WcStatus::LocQpOpErr => Status::LocQpOpErr,
     }
 }
 
@@ -364,7 +366,8 @@ fn reason(reason: nic::PostReason) -> PostReason {
         nic::PostReason::TooManySges
         | nic::PostReason::BadOperation
         | nic::PostReason::BadDestination
-        | nic::PostReason::NoReceiveQueue => PostReason::Refused,
+        | nic::PostReason::NoReceiveQueue
+        | nic::PostReason::BadWindow => PostReason::Refused,
     }
 }
 

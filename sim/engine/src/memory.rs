@@ -2,6 +2,8 @@
 
 use anyverbs_wire::{Feth, Qpn};
 
+use crate::work::Status;
+
 /// The right that a remote operation needs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Need {
@@ -76,6 +78,16 @@ pub trait Memory {
     fn invalidate(&mut self, rkey: u32) -> Result<(), Denied> {
         let _ = rkey;
         Err(Denied)
+    }
+
+    /// Does what the send work request in `slot` says, which concerns this side alone
+    /// ([`Op::Local`](crate::Op::Local)). By default there is nothing that could be done.
+    ///
+    /// # Errors
+    /// The status that the work request ends with; nothing was done then, and its queue fails.
+    fn execute_local(&mut self, slot: u64) -> Result<(), Status> {
+        let _ = slot;
+        Err(Status::LocalOperationError)
     }
 
     /// Takes the next receive work request off the queue: that of the queue pair, or the shared one

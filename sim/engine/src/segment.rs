@@ -88,5 +88,6 @@ pub(crate) fn data_header(request: &SendRequest, first: bool, last: bool) -> (Op
         | Op::CompareSwap { .. }
         | Op::Flush { .. }
         | Op::AtomicWrite { .. } => unreachable!("requests with responses are built by their own branches"),
+        Op::Local => unreachable!("what takes no packet is executed, not built"),
     }
 }

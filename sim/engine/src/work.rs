@@ -112,6 +112,11 @@ pub enum Op {
         /// The peer's key.
         rkey: u32,
     },
+    /// Something that concerns this side alone: binding a memory window, or invalidating a key (IBA 10.6.7).
+    ///
+    /// It takes no packet and no PSN. When all requests before it have begun, and none behind it, the engine
+    /// calls [`Memory::execute_local`](crate::Memory::execute_local), once; it completes in its turn.
+    Local,
 }
 
 impl Op {
@@ -160,4 +165,8 @@ pub enum Status {
     RetryExceeded,
     /// The peer had no receive work request for too long.
     RnrRetryExceeded,
+    /// A memory window could not be bound as the work request wants it.
+    MemoryWindowBindError,
+    /// The queue pair could not do what the work request wants, for a reason on this side.
+    LocalOperationError,
 }

@@ -2,7 +2,8 @@
 //! on this host and with nobody's permission, and the few operations that are sound on such memory.
 //!
 //! - [`Block`]: page-aligned memory that another process can map.
-//! - [`RegionTable`]: what is registered, the one place where rights and bounds are checked.
+//! - [`RegionTable`]: what is registered, and the windows into it: the one place where rights and bounds are
+//!   checked. [`ForeignMemory`] is memory of the program that may be registered.
 //! - [`copy`]: copies from and to memory that may change meanwhile, alone or fused with a CRC.
 //! - [`ring()`]: single-producer, single-consumer rings of plain values, without a pointer inside.
 //!
@@ -20,5 +21,8 @@ mod region;
 mod ring;
 
 pub use block::{Block, BlockError};
-pub use region::{Access, AccessError, Owner, RegionTable, RegisterError, Span, SpanError};
+pub use region::{
+    Access, AccessError, Bind, BindError, Change, DeregisterError, ForeignMemory, Memory, Owner, RegionInfo,
+    RegionKind, RegionTable, RegisterError, Span, SpanError, WindowBinding, WindowId, WindowInfo, WindowType,
+};
 pub use ring::{Consumer, Producer, ring, ring_with_tail};

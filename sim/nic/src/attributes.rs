@@ -18,6 +18,12 @@ pub struct NicConfig {
     pub max_qp: u32,
     /// Memory regions that may exist.
     pub max_mr: u32,
+    /// Memory windows that may exist.
+    pub max_mw: u32,
+    /// Protection domains that may exist.
+    pub max_pd: u32,
+    /// Bytes of device memory.
+    pub max_dm_size: u64,
     /// Work requests in a queue.
     pub max_qp_wr: u32,
     /// Entries in a completion queue.
@@ -55,6 +61,9 @@ impl Default for NicConfig {
             seed: None,
             max_qp: 4096,
             max_mr: 16384,
+            max_mw: 16384,
+            max_pd: 4096,
+            max_dm_size: 1 << 20,
             max_qp_wr: 16384,
             max_cqe: 1 << 20,
             max_cq: 4096,
@@ -86,6 +95,12 @@ pub struct DeviceAttributes {
     pub max_mr: u32,
     /// The longest memory region, in bytes.
     pub max_mr_size: u64,
+    /// Memory windows.
+    pub max_mw: u32,
+    /// Protection domains.
+    pub max_pd: u32,
+    /// Bytes of device memory, for all together.
+    pub max_dm_size: u64,
     /// Work requests in a queue.
     pub max_qp_wr: u32,
     /// Completion queues.
@@ -137,6 +152,19 @@ pub struct PortAttributes {
     pub qkey_viol_cntr: u64,
 }
 
+/// How many objects a device has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Usage {
+    /// Protection domains.
+    pub pd: u32,
+    /// Memory regions.
+    pub mr: u32,
+    /// Memory windows.
+    pub mw: u32,
+    /// Bytes of device memory.
+    pub dm_bytes: u64,
+}
+
 /// Outstanding READs and atomics of a queue pair.
 pub(crate) const RD_ATOMIC_MAX: u8 = 16;
 
@@ -153,6 +181,9 @@ impl DeviceAttributes {
             max_qp: config.max_qp,
             max_mr: config.max_mr,
             max_mr_size: isize::MAX as u64,
+            max_mw: config.max_mw,
+            max_pd: config.max_pd,
+            max_dm_size: config.max_dm_size,
             max_qp_wr: config.max_qp_wr,
             max_cq: config.max_cq,
             max_cqe: config.max_cqe,

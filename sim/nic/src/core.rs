@@ -96,7 +96,7 @@ impl Core {
             waiter: link.waiter(),
             link,
             rng,
-            regions: RegionTable::new(config.max_mr)
+            regions: RegionTable::new(config.max_mr, config.max_mw)
                 .map_err(NicError::system("allocating the region table"))?,
             held: Held::new(config.max_early),
             qps: Numbered::new(config.max_qp),
@@ -210,8 +210,8 @@ impl Core {
     ) -> Option<R> {
         let Core { qps, srqs, regions, held, events, actions, counters, .. } = self;
         let qp = qps.get_mut(qpn)?;
-        let (pd, access, receives) = (qp.pd, qp.access, &mut qp.receives);
-        let mut view = View { regions, held, srqs, events, qpn, pd, access, receives };
+        let (pd, access, sq, receives) = (qp.pd, qp.access, &qp.sq, &mut qp.receives);
+        let mut view = View { regions, held, srqs, events, qpn, pd, access, sq, receives };
         let mut cx = Context { now, memory: &mut view, actions, counters };
         Some(call(&mut qp.engine, &mut cx))
     }
@@ -270,6 +270,7 @@ impl Core {
         let now = self.waiter.now();
         self.engine(qpn, now, |engine, cx| engine.reset(cx));
         self.carry_out_all(qpn, now, &[]);
+        self.regions.forget_queue_pair(qpn);
     }
 
     fn breaks(&mut self, error: LinkError) {

@@ -49,6 +49,38 @@ pub enum NicError {
         /// What was asked for.
         access: anyverbs_memory::Access,
     },
+    /// The memory may only be read, and a right to write was asked for.
+    #[error("access {access:?} has a right to write, and the memory may only be read: leave that right out")]
+    ReadOnlyMemory {
+        /// What was asked for.
+        access: anyverbs_memory::Access,
+    },
+    /// Something still uses the object (EBUSY).
+    #[error("{users} {by} still use this {object}: end them first")]
+    InUse {
+        /// What was to end, or to change.
+        object: &'static str,
+        /// How many use it.
+        users: u32,
+        /// What uses it.
+        by: &'static str,
+    },
+    /// Objects of this kind cannot do that (EOPNOTSUPP).
+    #[error("a {object} cannot be {action}")]
+    Unsupported {
+        /// What was given.
+        object: &'static str,
+        /// What was asked for.
+        action: &'static str,
+    },
+    /// An element names memory that may not be used so.
+    #[error("element {index}: {source}")]
+    Element {
+        /// Which one.
+        index: usize,
+        /// Why.
+        source: anyverbs_memory::AccessError,
+    },
     /// The transition is not allowed from the present state.
     #[error("a queue pair cannot go from {from:?} to {to:?}")]
     State {
@@ -146,7 +178,11 @@ pub enum PostReason {
     /// The queue pair takes its receives from a shared receive queue, or takes none (EINVAL).
     #[error("the queue pair has no receive queue of its own")]
     NoReceiveQueue,
-    /// The message is longer than the device's limit, or an atomic's buffer is not eight bytes.
+    /// The message is longer than the device's limit, or an atomic's buffer is not eight bytes, or there are
+    /// elements where none belong.
     #[error("the message has a length that is not allowed")]
     BadLength,
+    /// A memory window of type 1 is bound by `Qp::bind_mw`, one of type 2 by a work request (EINVAL).
+    #[error("a memory window of this type is not bound in this way")]
+    BadWindow,
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  Nic --alloc_pd--> Pd --register--> Mr        objects, as in the verbs manual
+//!   |                 |---alloc_mw---> Mw
 //!   |                 '---create_qp--> Qp --post_send / post_recv--.
 //!   '--create_cq--> Cq --poll / wait                               v
 //!  ------------------------------------------------------------- doorbell ----
@@ -20,6 +21,7 @@ mod attributes;
 mod completion;
 mod core;
 mod datapath;
+mod device_memory;
 mod error;
 mod event;
 mod held;
@@ -37,18 +39,24 @@ mod thread;
 mod timers;
 mod token;
 mod transmit;
+mod window;
 mod work;
 
 pub use address::{Ah, AhAttributes, GRH_LEN};
 pub use anyverbs_engine::{Counters, Mtu, QpState, QpType, Recovery, Time, congestion};
-pub use anyverbs_memory::{Access, Block};
+pub use anyverbs_memory::{
+    Access, AccessError, Block, ForeignMemory, Memory, RegionInfo, RegionKind, WindowBinding, WindowInfo,
+    WindowType,
+};
 pub use anyverbs_wire::rnr;
-pub use attributes::{DeviceAttributes, NicConfig, PortAttributes};
+pub use attributes::{DeviceAttributes, NicConfig, PortAttributes, Usage};
 pub use completion::{CompletionChannel, Cq, Cqe, Moderation, WcOpcode, WcStatus};
+pub use device_memory::{Dm, DmInUse};
 pub use error::{NicError, PostError, PostReason};
 pub use event::AsyncEvent;
 pub use nic::Nic;
 pub use queue_pair::{Qp, QpAttributes, QpInit, RtrAttributes, RtsAttributes};
-pub use region::{Mr, Pd};
+pub use region::{Advice, Mr, MrChange, MrInUse, Pd};
 pub use shared_receive::{Srq, SrqAttributes, SrqInit, XrcDomain};
+pub use window::{BindWr, Mw, MwBind, MwHandle, inc_rkey};
 pub use work::{Destination, MULTICAST_QPN, RecvWr, SendOp, SendWr, Sge};

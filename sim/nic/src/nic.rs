@@ -7,13 +7,15 @@ use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::thread::JoinHandle;
 
 use anyverbs_engine::{Config, Counters, Mtu, Time};
+use anyverbs_memory::RegionTable;
 use crossbeam_queue::ArrayQueue;
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
 
-use crate::attributes::{DeviceAttributes, NicConfig, PortAttributes};
+use crate::attributes::{DeviceAttributes, NicConfig, PortAttributes, Usage};
 use crate::completion::{CompletionChannel, Cq};
 use crate::core::Core;
+use crate::device_memory::Dm;
 use crate::error::{NicError, in_range};
 use crate::event::AsyncEvent;
 use crate::limits::Limits;
@@ -40,6 +42,10 @@ pub(crate) struct Shared {
     next_pd: AtomicU32,
     next_cq: AtomicU64,
     next_xrcd: AtomicU32,
+    /// Protection domains that exist.
+    pds: AtomicU32,
+    /// Bytes of device memory that are allocated.
+    dm_bytes: AtomicU64,
     /// When a program last polled or posted, in nanoseconds.
     last_poll: AtomicU64,
     /// Program threads in [`Nic::wait_until`]: while there are any, they make progress.
@@ -193,7 +199,10 @@ impl Nic {
     /// configuration without sense, [`NicError::System`] if memory, entropy or a thread cannot be had.
     pub fn open(link: Box<dyn Link>, config: NicConfig) -> Result<Nic, NicError> {
         in_range("max_qp", u64::from(config.max_qp), 1, 1 << 20)?;
-        in_range("max_mr", u64::from(config.max_mr), 1, 1 << 24)?;
+        let most = RegionTable::MAX_LIMIT;
+        in_range("max_mr", u64::from(config.max_mr), 1, u64::from(most))?;
+        in_range("max_mw", u64::from(config.max_mw), 0, u64::from(most - config.max_mr))?;
+        in_range("max_pd", u64::from(config.max_pd), 1, u64::from(u32::MAX))?;
         in_range("max_qp_wr", u64::from(config.max_qp_wr), 1, 1 << 20)?;
         in_range("max_cqe", u64::from(config.max_cqe), 1, 1 << 24)?;
         in_range("max_cq", config.max_cq.into(), 1, 1 << 20)?;
@@ -226,6 +235,8 @@ impl Nic {
             next_pd: AtomicU32::new(1),
             next_cq: AtomicU64::new(1),
             next_xrcd: AtomicU32::new(1),
+            pds: AtomicU32::new(0),
+            dm_bytes: AtomicU64::new(0),
             waiting: AtomicU32::new(0),
             sleepers: AtomicU32::new(0),
             announced: AtomicU64::new(u64::MAX),
@@ -307,12 +318,42 @@ impl Nic {
     /// Makes a protection domain (`ibv_alloc_pd`).
     ///
     /// # Errors
-    /// [`NicError::Exhausted`] after 2^32 of them.
+    /// [`NicError::Exhausted`] when there are as many as the device allows, and after 2^32 of them.
     pub fn alloc_pd(&self) -> Result<Pd, NicError> {
+        let shared = self.shared();
+        let limit = shared.attributes.max_pd;
+        let exhausted = |_| NicError::Exhausted { object: "protection domain", limit };
+        let one_more = |count: u32| (count < limit).then_some(count + 1);
+        shared.pds.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).map_err(exhausted)?;
+        // Numbers do not come back: a region of a domain that is gone belongs to no other one.
         let next = |number: u32| number.checked_add(1);
-        let number = self.shared().next_pd.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
-        let exhausted = |limit| NicError::Exhausted { object: "protection domain", limit };
-        Ok(Pd::new(self.clone(), number.map_err(exhausted)?))
+        let number = shared.next_pd.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+        let number = number.inspect_err(|_| self.free_pd()).map_err(exhausted)?;
+        Ok(Pd::new(self.clone(), number))
+    }
+
+    /// Allocates device memory (`ibv_alloc_dm`), which regions are then registered over.
+    ///
+    /// # Errors
+    /// [`NicError::OutOfRange`] for no bytes, or more than are left.
+    pub fn alloc_dm(&self, len: usize) -> Result<Dm, NicError> {
+        let (shared, given) = (self.shared(), len as u64);
+        let limit = shared.attributes.max_dm_size;
+        let take = |used: u64| used.checked_add(given).filter(|used| given > 0 && *used <= limit);
+        shared.dm_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).map_err(|used| {
+            let max = limit - used;
+            NicError::OutOfRange { attribute: "length", given, min: 1, max }
+        })?;
+        // From here on the memory gives its bytes back.
+        Dm::new(self.clone(), len)
+    }
+
+    /// How many objects there are.
+    pub fn usage(&self) -> Usage {
+        let shared = self.shared();
+        let (mr, mw) = self.control(|core| (core.regions.len(), core.regions.windows()));
+        let pd = shared.pds.load(Ordering::Relaxed);
+        Usage { pd, mr, mw, dm_bytes: shared.dm_bytes.load(Ordering::Relaxed) }
     }
 
     /// Makes a completion queue of `depth` entries (`ibv_create_cq`).
@@ -366,6 +407,16 @@ impl Nic {
 
     pub(crate) fn is_same(&self, other: &Nic) -> bool {
         Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
+    /// A protection domain is gone.
+    pub(crate) fn free_pd(&self) {
+        self.shared().pds.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Device memory is gone.
+    pub(crate) fn free_dm(&self, len: usize) {
+        self.shared().dm_bytes.fetch_sub(len as u64, Ordering::Relaxed);
     }
 
     pub(crate) fn engine_config(&self) -> Config {

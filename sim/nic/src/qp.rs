@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use anyverbs_engine::{Denied, Memory, Need, QpType, QueuePair, Receive, Time};
+use anyverbs_engine::{Denied, Memory, Need, QpType, QueuePair, Receive, Status, Time};
 use anyverbs_memory::{Access, AccessError, Consumer, RegionTable, Span};
 use anyverbs_wire::{Feth, Qpn, Selectivity};
 use zerocopy::IntoBytes;
@@ -15,7 +15,7 @@ use crate::mailbox::Mailbox;
 use crate::numbered::Numbered;
 use crate::queue_pair::{QpModified, QpShared};
 use crate::shared_receive::SrqCore;
-use crate::work::{RecvWqe, SGE_LEN, SendWqe, Sge, Wqe};
+use crate::work::{Local, RecvWqe, SGE_LEN, SendWqe, Sge, Wqe};
 
 /// A queue of work requests and how far the NIC has got with it. Slots count from zero for ever;
 /// `base` is the slot of the oldest one that is still in the ring.
@@ -156,7 +156,7 @@ impl QpCore {
 
 /// The memory and the receives of one queue pair, as its engine sees them.
 pub(crate) struct View<'a> {
-    pub(crate) regions: &'a RegionTable,
+    pub(crate) regions: &'a mut RegionTable,
     pub(crate) held: &'a mut Held,
     pub(crate) srqs: &'a mut Numbered<SrqCore>,
     pub(crate) events: &'a Mailbox<AsyncEvent>,
@@ -164,6 +164,7 @@ pub(crate) struct View<'a> {
     pub(crate) pd: u32,
     /// What peers may do through this queue pair at all.
     pub(crate) access: Access,
+    pub(crate) sq: &'a WorkQueue<SendWqe>,
     pub(crate) receives: &'a mut Receives,
 }
 
@@ -179,7 +180,7 @@ impl Memory for View<'_> {
         if !self.access.contains(need) {
             return Err(Denied);
         }
-        self.regions.check(rkey, self.pd, va, len, need).map_err(|_| Denied)
+        self.regions.check_remote(rkey, self.pd, self.qpn, va, len, need).map_err(|_| Denied)
     }
 
     fn fetch_add(&mut self, span: Span, add: u64) -> Result<u64, Denied> {
@@ -196,7 +197,7 @@ impl Memory for View<'_> {
             return Err(Denied);
         }
         // What was placed before is visible already: placing is storing. Only the right is to be checked.
-        match self.regions.check(rkey, self.pd, va, len, Access::FLUSH_GLOBAL) {
+        match self.regions.check_remote(rkey, self.pd, self.qpn, va, len, Access::FLUSH_GLOBAL) {
             Ok(_) => Ok(()),
             // The range does not count.
             Err(AccessError::OutOfBounds) if feth.selectivity == Selectivity::Region => Ok(()),
@@ -204,9 +205,20 @@ impl Memory for View<'_> {
         }
     }
 
-    fn invalidate(&mut self, _rkey: u32) -> Result<(), Denied> {
-        // Peers may invalidate memory windows, and regions of no other kind; there are none.
-        Err(Denied)
+    fn invalidate(&mut self, rkey: u32) -> Result<(), Denied> {
+        self.regions.invalidate(rkey, self.pd, self.qpn).map_err(|_| Denied)
+    }
+
+    fn execute_local(&mut self, slot: u64) -> Result<(), Status> {
+        match self.sq.get(slot).and_then(|wqe| wqe.local()) {
+            Some(Local::Bind(bind)) => {
+                self.regions.bind(&bind, self.pd, self.qpn).map_err(|_| Status::MemoryWindowBindError)
+            }
+            Some(Local::Invalidate(rkey)) => {
+                self.regions.invalidate(rkey, self.pd, self.qpn).map_err(|_| Status::LocalOperationError)
+            }
+            None => Err(Status::LocalOperationError),
+        }
     }
 
     fn receives_posted(&self) -> Option<u32> {

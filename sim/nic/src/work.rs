@@ -3,11 +3,13 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use anyverbs_engine::{self as engine, MESSAGE_MAX, Op, QpType, SendRequest};
+use anyverbs_memory::{Access, Bind, WindowId, WindowType};
 use anyverbs_wire::{Feth, Qpn, Selectivity};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::address::Ah;
 use crate::error::PostReason;
+use crate::window::MwBind;
 
 /// Scatter/gather elements of a work request, at most.
 pub(crate) const SGE_MAX: u32 = 32;
@@ -149,6 +151,10 @@ pub enum SendOp {
         /// The key of the peer's region.
         rkey: u32,
     },
+    /// Bind a memory window of type 2 (`IBV_WR_BIND_MW`): see [`Mw`](crate::Mw).
+    BindMw(MwBind),
+    /// Invalidate the key of a memory window of type 2 that is bound to this queue pair (`IBV_WR_LOCAL_INV`).
+    LocalInvalidate(u32),
 }
 
 /// A receive work request (`ibv_recv_wr`).
@@ -173,6 +179,8 @@ pub(crate) mod opcode {
     pub(crate) const FLUSH: u8 = 8;
     pub(crate) const FLUSH_REGION: u8 = 9;
     pub(crate) const ATOMIC_WRITE: u8 = 10;
+    pub(crate) const BIND_MW: u8 = 11;
+    pub(crate) const LOCAL_INV: u8 = 12;
 }
 
 const SIGNALED: u8 = 1;
@@ -181,6 +189,13 @@ const FENCE: u8 = 4;
 const INLINE: u8 = 8;
 const DATAGRAM: u8 = 16;
 const XRC: u8 = 32;
+
+/// A work request that concerns this side alone.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Local {
+    Bind(Bind),
+    Invalidate(u32),
+}
 
 /// A send work request in its queue: no pointers, only keys and offsets. Its elements, or its inline data, are the
 /// tail of its entry.
@@ -218,6 +233,15 @@ pub(crate) struct Caps {
 impl SendWqe {
     /// Checks a work request, and lays it out with its tail.
     pub(crate) fn new<'a>(wr: &SendWr<'a>, caps: &Caps) -> Result<(Self, &'a [u8]), PostReason> {
+        Self::lay_out(wr, caps, WindowType::Two)
+    }
+
+    /// As [`new`](SendWqe::new); what is bound is a window of this type.
+    pub(crate) fn lay_out<'a>(
+        wr: &SendWr<'a>,
+        caps: &Caps,
+        bound_as: WindowType,
+    ) -> Result<(Self, &'a [u8]), PostReason> {
         use opcode::*;
         let (opcode, addr, rkey, imm, operand, swap) = match wr.op {
             SendOp::Send => (SEND, 0, 0, 0, 0, 0),
@@ -231,6 +255,10 @@ impl SendWqe {
             SendOp::Flush { addr, rkey, len: Some(_) } => (FLUSH, addr, rkey, 0, 0, 0),
             SendOp::Flush { addr, rkey, len: None } => (FLUSH_REGION, addr, rkey, 0, 0, 0),
             SendOp::AtomicWrite { addr, rkey } => (ATOMIC_WRITE, addr, rkey, 0, 0, 0),
+            SendOp::BindMw(MwBind { mw, rkey, region, addr, len, .. }) => {
+                (BIND_MW, addr, rkey, region, len, mw.id.serial)
+            }
+            SendOp::LocalInvalidate(rkey) => (LOCAL_INV, 0, rkey, 0, 0, 0),
         };
         let mut wqe = SendWqe {
             wr_id: wr.wr_id,
@@ -267,6 +295,13 @@ impl SendWqe {
             }
             SendOp::Flush { .. } if wqe.len != 0 => return Err(PostReason::BadLength),
             SendOp::Flush { len, .. } => wqe.len = len.unwrap_or(0),
+            SendOp::BindMw(_) | SendOp::LocalInvalidate(_) if wqe.len != 0 || !wr.sges.is_empty() => {
+                return Err(PostReason::BadLength);
+            }
+            // The key of a window of type 1 is not the program's to choose.
+            SendOp::BindMw(bind) if bind.mw.kind != bound_as => return Err(PostReason::BadWindow),
+            // It goes nowhere: the place of a destination is free.
+            SendOp::BindMw(bind) => (wqe.remote, wqe.qkey) = (bind.mw.id.home, bind.access.bits()),
             _ => {}
         }
         wqe.address(&wr.destination, caps)?;
@@ -327,6 +362,22 @@ impl SendWqe {
         (self.flags & DATAGRAM != 0).then(|| (IpAddr::V6(gid).to_canonical(), self.remote))
     }
 
+    /// What it binds, or the key that it invalidates, if it is about a memory window.
+    pub(crate) fn local(&self) -> Option<Local> {
+        match self.opcode {
+            opcode::LOCAL_INV => Some(Local::Invalidate(self.rkey)),
+            opcode::BIND_MW => Some(Local::Bind(Bind {
+                window: WindowId { home: self.remote, serial: self.swap },
+                key: self.rkey,
+                region: self.imm,
+                addr: self.addr,
+                len: self.operand,
+                access: Access::from_bits_truncate(self.qkey),
+            })),
+            _ => None,
+        }
+    }
+
     /// What the engine needs to know of it.
     pub(crate) fn request(&self, slot: u64) -> SendRequest {
         let (va, rkey) = (self.addr, self.rkey);
@@ -341,6 +392,7 @@ impl SendWqe {
             opcode::FLUSH => Op::Flush { va, rkey, feth: flush(Selectivity::Range) },
             opcode::FLUSH_REGION => Op::Flush { va, rkey, feth: flush(Selectivity::Region) },
             opcode::ATOMIC_WRITE => Op::AtomicWrite { va, rkey },
+            opcode::BIND_MW | opcode::LOCAL_INV => Op::Local,
             _ => Op::Send { imm: None },
         };
         SendRequest {

@@ -395,13 +395,15 @@ impl QueuePair {
         match &mut self.halves {
             Halves::Reliable { requester, responder } => {
                 if requests {
-                    more |= requester.transmit(cx, &self.path, draining, QUANTUM);
+                    let (heed, pending) = requester.transmit(cx, &self.path, draining, QUANTUM);
+                    more |= pending;
+                    verdict = heed;
                 }
                 if answers {
                     let outflow = &mut requester.outflow;
                     let (heed, pending) = responder.transmit(cx, &self.path, outflow, QUANTUM);
                     more |= pending;
-                    verdict = heed;
+                    verdict = verdict.max(heed);
                 }
             }
             Halves::Unreliable { sender, .. } if requests => {

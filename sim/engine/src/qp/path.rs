@@ -123,8 +123,8 @@ pub(crate) fn in_partition(packet: &Repr) -> bool {
     (packet.bth.pkey ^ DEFAULT_PKEY) & 0x7fff == 0
 }
 
-/// What one half of a queue pair says after an event.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// What one half of a queue pair says after an event; the worse is the greater.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Verdict {
     /// It goes on.
     Alive,

@@ -6,11 +6,11 @@ use crate::work::{Destination, Op, SendRequest};
 
 /// The type of a queue pair (`ibv_qp_type`).
 ///
-/// | | SEND | WRITE | READ, atomics, FLUSH, ATOMIC WRITE | lost packets |
-/// |---|---|---|---|---|
-/// | RC, XRC | yes | yes | yes | sent again |
-/// | UC | yes | yes | no | the message is lost |
-/// | UD | one packet | no | no | the message is lost |
+/// | | SEND | WRITE | READ, atomics, FLUSH, ATOMIC WRITE | memory windows | lost packets |
+/// |---|---|---|---|---|---|
+/// | RC, XRC | yes | yes | yes | yes | sent again |
+/// | UC | yes | yes | no | yes | the message is lost |
+/// | UD | one packet | no | no | no | the message is lost |
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum QpType {
     /// Reliable connection.
@@ -47,7 +47,7 @@ impl QpType {
     pub fn can_do(self, request: &SendRequest) -> bool {
         let op = match self {
             QpType::Rc | QpType::XrcSend => true,
-            QpType::Uc => matches!(request.op, Op::Send { .. } | Op::Write { .. }),
+            QpType::Uc => matches!(request.op, Op::Send { .. } | Op::Write { .. } | Op::Local),
             QpType::Ud => matches!(request.op, Op::Send { .. }),
             QpType::XrcRecv => false,
         };

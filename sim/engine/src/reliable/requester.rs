@@ -24,7 +24,7 @@ use crate::action::{Action, Source, Transmit};
 use crate::congestion::{Congestion, Control};
 use crate::memory::Memory;
 use crate::pacer::{OVERHEAD, Outflow};
-use crate::qp::{Config, Context, Mtu, Path, ReadyToSend};
+use crate::qp::{Config, Context, Mtu, Path, ReadyToSend, Verdict};
 use crate::segment::data_header;
 use crate::time::Time;
 use crate::work::{Destination, Op, SendRequest};
@@ -51,7 +51,7 @@ pub(super) struct Wqe {
     pub(super) request: SendRequest,
     /// The position of its first packet, from the moment that it begins.
     pub(super) first: u64,
-    /// The PSNs that it takes.
+    /// The PSNs that it takes: none before it begins, nor if it is local.
     packets: u32,
     /// Its number among the messages, for credits.
     ssn: u32,
@@ -226,18 +226,28 @@ impl Requester {
         Some(Cursor { index, packet: (position - wqe.first) as u32 })
     }
 
-    /// Emits up to `budget` packets, and says whether more could leave at once. While the send queue
-    /// drains, no work request begins.
+    /// Emits up to `budget` packets, and says whether a work request failed, and whether more could leave at
+    /// once. While the send queue drains, no work request begins.
     pub(crate) fn transmit<M: Memory>(
         &mut self,
         cx: &mut Context<'_, M>,
         path: &Path,
         draining: bool,
         mut budget: usize,
-    ) -> bool {
-        while let Some(next) = self.next_packet(path, draining) {
+    ) -> (Verdict, bool) {
+        loop {
+            let Some(next) = self.next_packet(path, draining) else {
+                match self.execute_local(cx, draining) {
+                    Some(Verdict::Alive) if budget > 0 => {
+                        budget -= 1;
+                        continue;
+                    }
+                    None => return (Verdict::Alive, false),
+                    Some(verdict) => return (verdict, verdict == Verdict::Alive),
+                }
+            };
             if budget == 0 {
-                return true;
+                return (Verdict::Alive, true);
             }
             let at = match self.outflow.ready(cx.now) {
                 Ok(at) => at,
@@ -245,7 +255,7 @@ impl Requester {
                 Err(_) if self.probe_due => cx.now,
                 Err(later) => {
                     self.paced_until = Some(later);
-                    return false;
+                    return (Verdict::Alive, false);
                 }
             };
             budget -= 1;
@@ -259,7 +269,6 @@ impl Requester {
             cx.actions.push(Action::Transmit(Transmit { at, header, payload }));
             self.timeout.arm_if_idle(cx.now);
         }
-        false
     }
 
     // ---- What may leave ---------------------------------------------------------------------
@@ -317,13 +326,17 @@ impl Requester {
             return None;
         }
         if self.cursor.index == self.started {
-            if draining {
+            if draining || self.queue[self.started].request.op == Op::Local {
                 return None;
             }
             self.begin(path);
         }
         let place = self.cursor;
         let wqe = &self.queue[place.index];
+        if wqe.packets == 0 {
+            self.step_over_executed();
+            return self.next_in_turn(path, draining);
+        }
         let position = wqe.first + u64::from(place.packet);
         let window = if self.probing { 1 } else { self.outflow.congestion.window_packets() };
         let ahead = position.saturating_sub(self.una);
@@ -347,6 +360,37 @@ impl Requester {
             }
         }
         Some(Next { place, position, room, why: Why::Turn })
+    }
+
+    /// Moves the cursor behind what takes no packet: it was executed when its turn came, and has no part in
+    /// going back.
+    #[cold]
+    fn step_over_executed(&mut self) {
+        while self.cursor.index < self.started && self.queue[self.cursor.index].packets == 0 {
+            self.cursor = Cursor { index: self.cursor.index + 1, packet: 0 };
+        }
+    }
+
+    /// Executes the work request at the cursor, if it takes no packet and nothing holds it back, and says
+    /// how that went. It completes when all before it have.
+    fn execute_local<M: Memory>(&mut self, cx: &mut Context<'_, M>, draining: bool) -> Option<Verdict> {
+        if draining || self.cursor.index != self.started {
+            return None;
+        }
+        let wqe = self.queue.get_mut(self.started).filter(|wqe| wqe.request.op == Op::Local)?;
+        if wqe.request.fence && !self.outstanding.is_empty() {
+            return None;
+        }
+        let slot = wqe.request.slot;
+        wqe.first = self.next;
+        self.started += 1;
+        self.cursor = Cursor { index: self.started, packet: 0 };
+        if let Err(status) = cx.memory.execute_local(slot) {
+            self.fail_slot(cx, slot, status);
+            return Some(Verdict::Fatal);
+        }
+        self.complete_done(cx);
+        Some(Verdict::Alive)
     }
 
     /// Gives the work request at the cursor its PSNs.
@@ -414,8 +458,8 @@ impl Requester {
             Op::AtomicWrite { va, rkey } => {
                 (Operation::AtomicWrite, Ext::AtomicWrite(Reth { va, rkey, len }), 1)
             }
-            Op::Send { .. } | Op::SendInvalidate { .. } | Op::Write { .. } => {
-                unreachable!("SEND and WRITE are built by their own branch")
+            Op::Send { .. } | Op::SendInvalidate { .. } | Op::Write { .. } | Op::Local => {
+                unreachable!("SEND and WRITE are built by their own branch, and what is local is not built")
             }
         };
         let payload = match operation {

@@ -333,6 +333,13 @@ impl Requester {
         cx.complete_send(&wqe.request, status);
     }
 
+    /// Completes what has ended at the front of the queue.
+    pub(super) fn complete_done<M: Memory>(&mut self, cx: &mut Context<'_, M>) {
+        while self.started > 0 && self.queue.front().is_some_and(|wqe| wqe.end() <= self.una) {
+            self.pop(cx, Status::Success);
+        }
+    }
+
     // ---- Going back, and giving up ----------------------------------------------------------
 
     /// Goes back to `una` for a response that is missing. Before it comes, those come that were asked for

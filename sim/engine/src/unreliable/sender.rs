@@ -97,6 +97,14 @@ impl Sender {
             if draining && self.packet == 0 {
                 return (Ok(()), false);
             }
+            if request.op == Op::Local {
+                let done = cx.memory.execute_local(request.slot);
+                self.pop(cx, done.err().unwrap_or(Status::Success));
+                if done.is_err() {
+                    return (Err(SendFailed), false);
+                }
+                continue;
+            }
             let datagram = matches!(request.destination, Destination::Datagram { .. });
             if datagram && request.len > path.mtu.bytes() {
                 // A datagram is one packet (IBA 9.8.3).

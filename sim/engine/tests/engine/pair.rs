@@ -55,6 +55,9 @@ pub(crate) struct TestMemory {
     pub(crate) states_credits: bool,
     pub(crate) invalidated: Vec<u32>,
     pub(crate) flushed: Vec<(u64, u32)>,
+    /// Local work requests that were executed, and the one that fails.
+    pub(crate) executed: Vec<u64>,
+    pub(crate) cannot: Option<u64>,
     /// Payloads of early packets, by buffer; at most as many as `buffers`.
     held: BTreeMap<u32, Vec<u8>>,
     reserved: u32,
@@ -101,6 +104,14 @@ impl Memory for TestMemory {
         self.revoked |= fits;
         self.invalidated.extend(fits.then_some(rkey));
         fits.then_some(()).ok_or(Denied)
+    }
+
+    fn execute_local(&mut self, slot: u64) -> Result<(), Status> {
+        if self.cannot == Some(slot) {
+            return Err(Status::MemoryWindowBindError);
+        }
+        self.executed.push(slot);
+        Ok(())
     }
 
     fn receives_posted(&self) -> Option<u32> {

@@ -346,7 +346,8 @@ fn swarm(seed: u64) {
         let len = [0, 1, 7, 256, 257, 3000][rng.below(6) as usize];
         // Every slot has its own place, behind the counter.
         let va = 1024 + slot * 1024;
-        match rng.below(7) {
+        match rng.below(8) {
+            7 => pair.post(slot, Op::Local, Vec::new()),
             5 => {
                 let feth = Feth { placement: Feth::GLOBAL, selectivity: Selectivity::Range };
                 pair.post(slot, Op::Flush { va, rkey: RKEY, feth }, vec![0; len.min(1024)]);
@@ -414,9 +415,12 @@ fn check_data(pair: &Pair, seed: u64, added: u64) {
                 let flushed = target.flushed.contains(&(va, data.len() as u32));
                 assert!(flushed || data.is_empty(), "seed {seed}: FLUSH {slot}");
             }
-            Op::CompareSwap { .. } | Op::SendInvalidate { .. } => {}
+            Op::CompareSwap { .. } | Op::SendInvalidate { .. } | Op::Local => {}
         }
     }
+    let locals = pair.ops.iter().filter(|(_, op)| **op == Op::Local).map(|(slot, _)| *slot);
+    let executed = &pair.sides[0].memory.executed;
+    assert_eq!(*executed, locals.collect::<Vec<_>>(), "seed {seed}: each once, in order");
     assert_eq!([pair.held(0), pair.held(1)], [0, 0], "seed {seed}: buffers of early packets leak");
 }
 

@@ -1,10 +1,10 @@
-//! One registration as plain data, and the check of an access against it.
+//! One registration, or one bound window, as plain data, and the check of an access against it.
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 bitflags::bitflags! {
-    /// What a registration allows, with the values of `ibv_access_flags`. Reading by the owner is
-    /// always allowed.
+    /// What a registration or a window allows, with the values of `ibv_access_flags`. Reading by the owner
+    /// is always allowed.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
     pub struct Access: u32 {
         /// The owner's NIC may write: receives, RDMA READ responses, results of atomics.
@@ -15,9 +15,37 @@ bitflags::bitflags! {
         const REMOTE_READ = 4;
         /// Peers may use atomics.
         const REMOTE_ATOMIC = 8;
+        /// Memory windows may be bound to the region (C10-73).
+        const MW_BIND = 1 << 4;
+        /// Addresses are offsets from the first byte: it has the address 0.
+        const ZERO_BASED = 1 << 5;
+        /// Pages need not be pinned. No effect: here they never are, the system brings them when they are
+        /// touched.
+        const ON_DEMAND = 1 << 6;
+        /// The memory is of huge pages. No effect: that is the system's affair.
+        const HUGETLB = 1 << 7;
         /// Peers may wait until what they wrote is visible to all (FLUSH).
         const FLUSH_GLOBAL = 1 << 8;
+        /// Peers may wait until what they wrote survives the loss of power (FLUSH). No effect: no memory
+        /// here does, and every such FLUSH is refused.
+        const FLUSH_PERSISTENT = 1 << 9;
+        /// Writes may become visible in another order. No effect: they never do.
+        const RELAXED_ORDERING = 1 << 20;
     }
+}
+
+impl Access {
+    /// The rights to change memory.
+    pub(super) const WRITING: Access =
+        Access::LOCAL_WRITE.union(Access::REMOTE_WRITE).union(Access::REMOTE_ATOMIC);
+
+    /// What a window can be bound with: the rights of peers, and the base of its addresses.
+    pub(super) const OF_WINDOWS: Access = Access::REMOTE_WRITE
+        .union(Access::REMOTE_READ)
+        .union(Access::REMOTE_ATOMIC)
+        .union(Access::ZERO_BASED)
+        .union(Access::FLUSH_GLOBAL)
+        .union(Access::FLUSH_PERSISTENT);
 }
 
 /// Why an access to registered memory is refused.
@@ -29,12 +57,50 @@ pub enum AccessError {
     /// The region is of another protection domain.
     #[error("the region is of another protection domain")]
     WrongDomain,
+    /// The window is bound to another queue pair.
+    #[error("the window is bound to another queue pair")]
+    WrongQueuePair,
     /// The region does not allow this kind of access.
     #[error("the region does not allow this access")]
     NotPermitted,
     /// The access is not wholly inside the region.
     #[error("the access is outside the region")]
     OutOfBounds,
+}
+
+/// What a key stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Kind {
+    /// A memory region.
+    Region = 0,
+    /// A region of device memory.
+    DeviceMemory = 1,
+    /// The region without memory.
+    Null = 2,
+    /// A window that is not bound: it only keeps its place.
+    Unbound = 3,
+    /// A window of type 1 that is bound.
+    Window1 = 4,
+    /// A window of type 2 that is bound to a queue pair.
+    Window2 = 5,
+}
+
+impl Kind {
+    /// Anything that nobody stored grants nothing.
+    fn from_word(word: u32) -> Kind {
+        use Kind::*;
+        [Region, DeviceMemory, Null, Unbound, Window1, Window2].get(word as usize).copied().unwrap_or(Unbound)
+    }
+}
+
+/// Who wants to use a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum User {
+    /// The NIC, for a work request that names it.
+    Local,
+    /// A peer, through the queue pair with this number.
+    Remote(u32),
 }
 
 /// A registration: offsets and numbers, meaningful to every process that maps the table.
@@ -54,6 +120,9 @@ pub(super) struct Entry {
     pub(super) block: u64,
     /// Where in the block the first byte is.
     pub(super) block_offset: u64,
+    pub(super) kind: Kind,
+    /// The queue pair that a window of type 2 is bound to.
+    pub(super) qpn: u32,
 }
 
 impl Entry {
@@ -67,15 +136,32 @@ impl Entry {
         va: u64,
         len: u32,
         need: Access,
+        user: User,
     ) -> Result<u64, AccessError> {
         if self.generation == 0 || self.key != key {
+            return Err(AccessError::UnknownKey);
+        }
+        // The key of a window is for peers only (IBA 10.6.7.2).
+        let known = match self.kind {
+            Kind::Region | Kind::DeviceMemory | Kind::Null => true,
+            Kind::Unbound => false,
+            Kind::Window1 | Kind::Window2 => user != User::Local,
+        };
+        if !known {
             return Err(AccessError::UnknownKey);
         }
         if self.pd != pd {
             return Err(AccessError::WrongDomain);
         }
+        if self.kind == Kind::Window2 && user != User::Remote(self.qpn) {
+            return Err(AccessError::WrongQueuePair);
+        }
         if !self.access.contains(need) {
             return Err(AccessError::NotPermitted);
+        }
+        if self.kind == Kind::Null {
+            // Every address is as good.
+            return Ok(0);
         }
         // Never `va + len`: both come from a peer, and the sum may wrap.
         let offset = va.checked_sub(self.iova).ok_or(AccessError::OutOfBounds)?;
@@ -99,6 +185,9 @@ pub(super) struct Slot {
     rest: [AtomicU64; 7],
 }
 
+// One line, so that a look-up by another process is one miss.
+const _: () = assert!(size_of::<Slot>() == 64);
+
 impl Slot {
     pub(super) fn load(&self) -> Option<Entry> {
         let generation = self.generation.load(Ordering::Acquire);
@@ -108,6 +197,7 @@ impl Slot {
         let word = |n: usize| self.rest[n].load(Ordering::Relaxed);
         let (key, pd) = halves(word(0));
         let (access, home) = halves(word(1));
+        let (kind, qpn) = halves(word(6));
         let entry = Entry {
             generation,
             key,
@@ -118,6 +208,8 @@ impl Slot {
             len: word(3),
             block: word(4),
             block_offset: word(5),
+            kind: Kind::from_word(kind),
+            qpn,
         };
         // The loads above come before the one below.
         fence(Ordering::Acquire);
@@ -126,6 +218,11 @@ impl Slot {
 
     pub(super) fn is_free(&self) -> bool {
         self.generation.load(Ordering::Relaxed) == 0
+    }
+
+    /// The key that was stored here last, also if the slot is free again; 0 if none ever was.
+    pub(super) fn last_key(&self) -> u32 {
+        halves(self.rest[0].load(Ordering::Relaxed)).0
     }
 
     /// Only the table's own process stores, one thread at a time.
@@ -138,6 +235,7 @@ impl Slot {
             entry.len,
             entry.block,
             entry.block_offset,
+            whole(entry.kind as u32, entry.qpn),
         ];
         for (place, word) in self.rest.iter().zip(words) {
             place.store(word, Ordering::Relaxed);

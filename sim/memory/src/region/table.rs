@@ -1,162 +1,170 @@
-//! The table of registrations, and access to the memory behind them.
+//! The table of registrations and windows: what a key stands for.
 
 use std::io;
 use std::ops::Range;
-use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::region::entry::{Access, AccessError, Entry, Slot};
-use crate::{Block, copy};
+use crate::Block;
+use crate::region::entry::{Access, AccessError, Entry, Kind, Slot, User};
+use crate::region::foreign::ForeignMemory;
+use crate::region::home::{Body, Home, Memory, Owner, Place};
+use crate::region::span::Span;
 
 /// Why memory was not registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RegisterError {
-    /// The key, or its place in the table, is taken: draw another one.
+    /// The key, or its place in the table, is taken, or was the last one in that place: draw another one.
     #[error("the key is taken")]
     KeyTaken,
     /// The key 0 is never valid.
     #[error("0 is not a key")]
     InvalidKey,
-    /// As many regions are registered as the table was made for.
-    #[error("as many regions are registered as this device allows")]
+    /// There are as many regions, or windows, as the table was made for.
+    #[error("there are as many as this device allows")]
     Full,
     /// The range is not within the block, or its addresses would pass 2^64.
     #[error("the range is outside the memory, or its addresses pass the end of the address space")]
     OutOfBounds,
+    /// A right to write was asked for, and the memory may only be read.
+    #[error("the memory may only be read")]
+    ReadOnlyMemory,
+    /// No region has this key.
+    #[error("no region has this key")]
+    UnknownKey,
+    /// The null region, and one of device memory, cannot be changed.
+    #[error("a region of this kind cannot be changed")]
+    Fixed,
+    /// So many windows are bound to the region: unbind them first.
+    #[error("{0} memory windows are bound to the region")]
+    Bound(u32),
 }
 
-/// Why a [`Span`] could not be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum SpanError {
-    /// The region of the span is not registered any more.
-    #[error("the region is gone")]
-    Stale,
-    /// The buffer is not as long as the span, or an atomic's span is not 8 bytes long.
-    #[error("the span has another length")]
-    Length,
-    /// An atomic needs memory at a multiple of 8.
-    #[error("the memory is not aligned to 8 bytes")]
-    Misaligned,
-    /// Nobody has a right to write to the region, not even its owner.
-    #[error("the region is read-only")]
-    ReadOnly,
+/// Why a region was not deregistered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeregisterError {
+    /// No region has this key (any more).
+    #[error("no region has this key")]
+    UnknownKey,
+    /// So many windows are bound to it: unbind them first (EBUSY).
+    #[error("{0} memory windows are bound to the region")]
+    Bound(u32),
 }
 
-/// A range of registered memory that has passed [`RegionTable::check`].
-///
-/// Plain data: it holds nothing alive. Each use checks again that the very registration it was made
-/// from is still there, so a span that outlives its region is an error, never a stray access.
+/// What to change of a registration; the rest stays (`ibv_rereg_mr`).
+#[derive(Clone, Debug, Default)]
+pub struct Change {
+    /// The memory, and the address that its first byte has in work requests and packets.
+    pub translation: Option<(Memory, u64)>,
+    /// The protection domain.
+    pub pd: Option<u32>,
+    /// The rights.
+    pub access: Option<Access>,
+}
+
+/// What kind of memory a region has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Span {
-    generation: u64,
-    offset: u64,
-    home: u32,
-    len: u32,
+pub enum RegionKind {
+    /// Memory of this host.
+    Host,
+    /// Memory of the device.
+    Device,
+    /// None.
+    Null,
 }
 
-impl Span {
-    /// No bytes of no region: always usable, never stale.
-    ///
-    /// A zero-length RDMA request is served without a look at its key (IBA C9-88), so there is
-    /// nothing to check and nothing to hold: use this in its place.
-    pub const EMPTY: Span = Span { generation: 0, offset: 0, home: 0, len: 0 };
-
-    /// The number of bytes.
-    #[expect(clippy::len_without_is_empty, reason = "a length in the sense of a work request")]
-    pub fn len(self) -> u32 {
-        self.len
-    }
-
-    /// Where the span starts, in bytes from the start of its region.
-    pub fn offset(self) -> u64 {
-        self.offset
-    }
-
-    /// The `len` bytes that start `offset` bytes into this span, if they are all inside it.
-    pub fn sub(self, offset: u32, len: u32) -> Option<Span> {
-        let room = self.len.checked_sub(offset)?;
-        (len <= room).then(|| Span { offset: self.offset + u64::from(offset), len, ..self })
-    }
+/// What is known of a region (IBA 11.2.8.3, "Query Memory Region").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionInfo {
+    /// What kind of memory it has.
+    pub kind: RegionKind,
+    /// Its protection domain.
+    pub pd: u32,
+    /// What it allows.
+    pub access: Access,
+    /// The address of its first byte in work requests and packets.
+    pub iova: u64,
+    /// Its length in bytes; all there can be for the null region.
+    pub len: u64,
+    /// Windows that are bound to it.
+    pub windows: u32,
 }
-
-/// Whose memory a region was.
-#[derive(Clone, Debug)]
-pub enum Owner {
-    /// A block that the table held a share of.
-    Block(Arc<Block>),
-    /// Memory of the program, registered by [`RegionTable::register_raw`].
-    Foreign,
-}
-
-/// Where the bytes of a registration are, in this process. Private, so that nothing a peer may have
-/// written to shared memory decides what address is accessed.
-struct Home {
-    generation: u64,
-    base: NonNull<u8>,
-    len: usize,
-    writable: bool,
-    owner: Owner,
-}
-
-// SAFETY: the pointer is to memory that the `Owner` keeps, or that the caller of `register_raw` promised
-// to keep, for use from any thread; the table makes only racy copies and atomic accesses there.
-unsafe impl Send for Home {}
-// SAFETY: as for `Send`.
-unsafe impl Sync for Home {}
 
 /// The registered memory of a NIC: keys, rights, bounds, and the accesses that they allow.
 ///
-/// The table has a fixed size and is mapped directly by the low bits of the key, with one place for
-/// each: no probing, no tombstones. Keys are drawn at random, so a caller whose key is refused
-/// ([`RegisterError::KeyTaken`]) draws again; the table is at least twice as large as the limit, so half
-/// of the draws succeed even when it is full.
+/// # Keys
+/// The upper 24 bits of a key are its *index*, the low 8 are left to the consumer: those of a window of type 2
+/// change with each bind (IBA 10.6.7.2). The table has a fixed size and is mapped directly by the low bits
+/// of the index, with one place for each: no probing, no tombstones. Keys are drawn at random, so a caller
+/// whose key is refused ([`RegisterError::KeyTaken`]) draws again; the table is at least twice as large as
+/// the limits, so half of the draws succeed even when it is full.
+///
+/// A key that is gone does not come back soon. A place refuses the index that it had last, so another object
+/// has to live there first; then that very key has to be drawn out of 2^32. After a million
+/// registrations the odds that one given key has come back are below one in a thousand. A consumer may give a
+/// window of type 2 a key that it had before; that is its own affair, within its own 256 keys.
 pub struct RegionTable {
     slots: Block,
     mask: u32,
-    limit: u32,
+    region_limit: u32,
+    window_limit: u32,
+    pub(super) windows: u32,
+    /// Windows that are bound to a queue pair.
+    pub(super) queue_pair_windows: u32,
     generation: u64,
-    homes: Vec<Option<Home>>,
+    pub(super) homes: Vec<Option<Home>>,
     free_homes: Vec<u32>,
 }
 
+/// The part of a key that the consumer owns.
+pub(super) const KEY_BITS: u32 = 8;
+
 impl RegionTable {
-    /// The largest limit: 2^20. Beyond it, random 32-bit keys would leave little to guess.
+    /// The largest number of regions and windows together: 2^20. Beyond it, random 32-bit keys would leave
+    /// little to guess.
     pub const MAX_LIMIT: u32 = 1 << 20;
 
-    /// Makes a table for up to `limit` regions.
+    /// Makes a table for up to so many regions and windows.
     ///
     /// # Errors
-    /// `InvalidInput` if `limit` is zero or above [`MAX_LIMIT`](RegionTable::MAX_LIMIT); otherwise what
-    /// the system says to an allocation.
-    pub fn new(limit: u32) -> io::Result<Self> {
-        if limit == 0 || limit > Self::MAX_LIMIT {
+    /// `InvalidInput` if there are to be no regions, or more of both than [`MAX_LIMIT`](RegionTable::MAX_LIMIT);
+    /// otherwise what the system says to an allocation.
+    pub fn new(regions: u32, windows: u32) -> io::Result<Self> {
+        let total = regions.checked_add(windows).filter(|total| regions > 0 && *total <= Self::MAX_LIMIT);
+        let Some(total) = total else {
             let reason = "a table of no or too many regions";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
-        }
-        let size = (2 * limit).next_power_of_two();
+        };
+        let size = (2 * total).next_power_of_two();
         let mut table = RegionTable {
             slots: Block::new_read_only_to_others(size as usize * size_of::<Slot>())?,
             mask: size - 1,
-            limit,
+            region_limit: regions,
+            window_limit: windows,
+            windows: 0,
+            queue_pair_windows: 0,
             generation: 0,
             homes: Vec::new(),
             free_homes: Vec::new(),
         };
         // All of it now, so that no registration allocates.
-        table.homes.try_reserve_exact(limit as usize).map_err(out_of_memory)?;
-        table.free_homes.try_reserve_exact(limit as usize).map_err(out_of_memory)?;
+        table.homes.try_reserve_exact(total as usize).map_err(out_of_memory)?;
+        table.free_homes.try_reserve_exact(total as usize).map_err(out_of_memory)?;
         Ok(table)
     }
 
     /// The most regions that can be registered at a time.
     pub fn limit(&self) -> u32 {
-        self.limit
+        self.region_limit
+    }
+
+    /// The most windows that can exist at a time.
+    pub fn window_limit(&self) -> u32 {
+        self.window_limit
     }
 
     /// The number of regions registered.
     pub fn len(&self) -> u32 {
-        (self.homes.len() - self.free_homes.len()) as u32
+        (self.homes.len() - self.free_homes.len()) as u32 - self.windows
     }
 
     /// Whether no region is registered.
@@ -164,9 +172,17 @@ impl RegionTable {
         self.len() == 0
     }
 
-    /// Registers `range` of a block, of which the table keeps a share until it is deregistered.
+    /// The number of windows.
+    pub fn windows(&self) -> u32 {
+        self.windows
+    }
+
+    // ---- Registering ------------------------------------------------------------------------
+
+    /// Registers memory, of which the table keeps a share until it is deregistered.
     ///
-    /// `iova` is the address that the first byte has in work requests and packets.
+    /// `iova` is the address that the first byte has in work requests and packets; with
+    /// [`Access::ZERO_BASED`] it is 0 whatever is given.
     ///
     /// # Errors
     /// See [`RegisterError`]; nothing is registered then.
@@ -176,29 +192,48 @@ impl RegionTable {
         pd: u32,
         access: Access,
         iova: u64,
+        memory: Memory,
+    ) -> Result<(), RegisterError> {
+        let place = Place::new(memory)?;
+        self.insert_region(Kind::Region, key, pd, access, iova, place)
+    }
+
+    /// Registers a range of device memory (`ibv_reg_dm_mr`), whose addresses are offsets in the range.
+    ///
+    /// # Errors
+    /// See [`RegisterError`]; nothing is registered then.
+    pub fn register_device_memory(
+        &mut self,
+        key: u32,
+        pd: u32,
+        access: Access,
         memory: Arc<Block>,
         range: Range<usize>,
     ) -> Result<(), RegisterError> {
-        if range.start > range.end || range.end > memory.len() {
-            return Err(RegisterError::OutOfBounds);
-        }
-        // SAFETY: `range.start` is at most the length of the block, so this stays inside it or one past it.
-        let base = unsafe { memory.as_ptr().add(range.start) };
-        let base = NonNull::new(base).ok_or(RegisterError::OutOfBounds)?;
-        let place = (memory.id(), range.start as u64);
-        self.insert(key, pd, access, iova, base, range.len(), place, Owner::Block(memory))
+        let place = Place::new(Memory::Block(memory, range))?;
+        self.insert_region(Kind::DeviceMemory, key, pd, access | Access::ZERO_BASED, 0, place)
     }
 
-    /// Registers memory that somebody else owns: the buffers of a C program.
+    /// Registers the null region of a domain (`ibv_alloc_null_mr`): at each address zeroes are read, and what
+    /// is written is forgotten. It is for work requests only: peers have no right to it.
+    ///
+    /// # Errors
+    /// See [`RegisterError`]; nothing is registered then.
+    pub fn register_null(&mut self, key: u32, pd: u32) -> Result<(), RegisterError> {
+        self.insert_region(Kind::Null, key, pd, Access::LOCAL_WRITE, 0, Place::null())
+    }
+
+    /// Registers memory that somebody else owns, and that nothing keeps: see
+    /// [`ForeignMemory`] for the kind that is kept.
     ///
     /// # Errors
     /// See [`RegisterError`]; nothing is registered then.
     ///
     /// # Safety
-    /// Until it is deregistered, or the table is dropped, `len` bytes at `ptr` must be valid for reads from
-    /// any thread, and for writes if `access` has any right to write (`LOCAL_WRITE`, `REMOTE_WRITE`,
-    /// `REMOTE_ATOMIC`). Nobody may hold a reference (`&` or `&mut`) to bytes that the NIC
-    /// writes meanwhile.
+    /// Until it is deregistered, or registered anew as other memory, or the table is dropped, `len` bytes at
+    /// `ptr` must be valid for reads from any thread, and for writes if `access` has any right to write
+    /// (`LOCAL_WRITE`, `REMOTE_WRITE`, `REMOTE_ATOMIC`). Nobody may hold a reference (`&` or `&mut`) to bytes
+    /// that the NIC writes meanwhile.
     pub unsafe fn register_raw(
         &mut self,
         key: u32,
@@ -208,73 +243,165 @@ impl RegionTable {
         ptr: *mut u8,
         len: usize,
     ) -> Result<(), RegisterError> {
-        let base = NonNull::new(ptr).ok_or(RegisterError::OutOfBounds)?;
-        if len > isize::MAX as usize || ptr.addr().checked_add(len).is_none() {
-            return Err(RegisterError::OutOfBounds);
-        }
-        self.insert(key, pd, access, iova, base, len, (0, 0), Owner::Foreign)
+        // SAFETY: the caller's promise covers the memory for as long as the registration lasts, and writes if
+        // it is to be written. The value lives on only as the three fields that are taken out of it.
+        let memory = unsafe { ForeignMemory::new(ptr, len) }?;
+        let (base, writable) = (Some(memory.base()), access.intersects(Access::WRITING));
+        let place = Place { base, len, writable, block: 0, block_offset: 0, owner: Owner::Foreign };
+        self.insert_region(Kind::Region, key, pd, access, iova, place)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the fields of one record")]
-    fn insert(
+    fn insert_region(
         &mut self,
+        kind: Kind,
         key: u32,
         pd: u32,
         access: Access,
         iova: u64,
-        base: NonNull<u8>,
-        len: usize,
-        (block, block_offset): (u64, u64),
-        owner: Owner,
+        place: Place,
     ) -> Result<(), RegisterError> {
-        if key == 0 {
-            return Err(RegisterError::InvalidKey);
-        }
-        // The last byte has an address; the end of the region may be 2^64 itself.
-        if iova.checked_add((len as u64).saturating_sub(1)).is_none() {
-            return Err(RegisterError::OutOfBounds);
-        }
-        if self.len() == self.limit {
+        let iova = checked_iova(kind, access, iova, &place)?;
+        if self.len() == self.region_limit {
             return Err(RegisterError::Full);
         }
-        if !self.slot(key).is_free() {
-            return Err(RegisterError::KeyTaken);
+        self.admit(key)?;
+        let home = self.take_home(Home {
+            generation: 0,
+            base: None,
+            len: 0,
+            writable: false,
+            key,
+            body: Body::Region { owner: Owner::Nobody, memory_writable: false, windows: 0 },
+        });
+        self.settle(home, kind, pd, access, iova, place);
+        Ok(())
+    }
+
+    /// Puts a region into its home and its slot, under a new generation; returns whose memory was there.
+    fn settle(
+        &mut self,
+        index: u32,
+        kind: Kind,
+        pd: u32,
+        access: Access,
+        iova: u64,
+        place: Place,
+    ) -> Option<Owner> {
+        let generation = self.next_generation();
+        let home = self.homes.get_mut(index as usize)?.as_mut()?;
+        let Place { base, len, writable, block, block_offset, owner } = place;
+        let Home { key, body: Body::Region { owner: own, memory_writable, .. }, .. } = home else {
+            return None;
+        };
+        let (key, before) = (*key, std::mem::replace(own, owner));
+        *memory_writable = writable;
+        (home.generation, home.base, home.len) = (generation, base, len);
+        home.writable = access.intersects(Access::WRITING);
+        let entry = Entry {
+            generation,
+            key,
+            pd,
+            access,
+            home: index,
+            iova,
+            len: len as u64,
+            block,
+            block_offset,
+            kind,
+            qpn: 0,
+        };
+        self.slot(key).store(&entry);
+        Some(before)
+    }
+
+    /// Changes a registration: its memory, domain or rights (`ibv_rereg_mr`). The key stays; spans that were
+    /// made before are stale. Returns whose memory it was, if that is not its memory any more.
+    ///
+    /// # Errors
+    /// See [`RegisterError`]; the registration is as it was then.
+    pub fn reregister(&mut self, key: u32, change: Change) -> Result<Option<Owner>, RegisterError> {
+        let (index, entry) = self.region_entry(key).ok_or(RegisterError::UnknownKey)?;
+        let home = self.homes.get(index as usize).and_then(Option::as_ref);
+        let Some(Home { base, len, body: Body::Region { owner, memory_writable, windows }, .. }) = home
+        else {
+            return Err(RegisterError::UnknownKey);
+        };
+        if entry.kind != Kind::Region {
+            return Err(RegisterError::Fixed);
         }
-        let generation = self.generation + 1;
-        self.generation = generation;
-        let writing = Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_ATOMIC;
-        let home = Home { generation, base, len, writable: access.intersects(writing), owner };
-        let index = match self.free_homes.pop() {
-            Some(index) => {
-                self.homes[index as usize] = Some(home);
-                index
-            }
+        if *windows > 0 {
+            return Err(RegisterError::Bound(*windows));
+        }
+        let access = change.access.unwrap_or(entry.access);
+        let pd = change.pd.unwrap_or(entry.pd);
+        let moves = change.translation.is_some();
+        let (place, iova) = match change.translation {
+            Some((memory, iova)) => (Place::new(memory)?, iova),
             None => {
-                self.homes.push(Some(home));
-                self.homes.len() as u32 - 1
+                let (base, len, writable, owner) = (*base, *len, *memory_writable, owner.clone());
+                let Entry { block, block_offset, iova, .. } = entry;
+                (Place { base, len, writable, block, block_offset, owner }, iova)
             }
         };
-        let entry =
-            Entry { generation, key, pd, access, home: index, iova, len: len as u64, block, block_offset };
-        self.slot(key).store(&entry);
-        Ok(())
+        let iova = checked_iova(entry.kind, access, iova, &place)?;
+        let before = self.settle(index, entry.kind, pd, access, iova, place);
+        Ok(before.filter(|_| moves))
     }
 
     /// Removes a region. Its key is unknown and its spans are stale from here on.
     ///
     /// Returns whose memory it was, so that the caller decides where the last share of a block goes
-    /// (unmapping memory takes time); `None` if no region has this key.
-    pub fn deregister(&mut self, key: u32) -> Option<Owner> {
-        let entry = self.slot(key).load().filter(|entry| entry.key == key)?;
-        let place = self.homes.get_mut(entry.home as usize)?;
-        let home = place.take_if(|home| home.generation == entry.generation)?;
+    /// (unmapping memory takes time).
+    ///
+    /// # Errors
+    /// [`DeregisterError::Bound`] while windows are bound to it (IBA 10.6.7.2.3), and then nothing changes.
+    pub fn deregister(&mut self, key: u32) -> Result<Owner, DeregisterError> {
+        let (index, _) = self.region_entry(key).ok_or(DeregisterError::UnknownKey)?;
+        let place = self.homes.get_mut(index as usize).ok_or(DeregisterError::UnknownKey)?;
+        if let Some(Home { body: Body::Region { windows, .. }, .. }) = place
+            && *windows > 0
+        {
+            return Err(DeregisterError::Bound(*windows));
+        }
         self.slot(key).clear();
-        self.free_homes.push(entry.home);
-        Some(home.owner)
+        match self.leave_home(index).map(|home| home.body) {
+            Some(Body::Region { owner, .. }) => Ok(owner),
+            _ => Err(DeregisterError::UnknownKey),
+        }
     }
 
-    /// Checks that the owner of domain `pd` may access `len` bytes at address `va` of region `key`, and that
-    /// the region has all rights in `need` (none are needed for reading by the NIC's own user).
+    /// Removes a region, and unbinds the windows that are bound to it before. For an owner that cannot be
+    /// refused; it takes a look at every window.
+    pub fn revoke(&mut self, key: u32) -> Option<Owner> {
+        let (index, _) = self.region_entry(key)?;
+        match self.deregister(key) {
+            Err(DeregisterError::Bound(_)) => {
+                self.unbind_all(|bound| bound.region == index);
+                self.deregister(key).ok()
+            }
+            other => other.ok(),
+        }
+    }
+
+    /// What is known of a region.
+    pub fn region(&self, key: u32) -> Option<RegionInfo> {
+        let (index, entry) = self.region_entry(key)?;
+        let home = self.homes.get(index as usize)?.as_ref()?;
+        let Body::Region { windows, .. } = home.body else { return None };
+        let kind = match entry.kind {
+            Kind::DeviceMemory => RegionKind::Device,
+            Kind::Null => RegionKind::Null,
+            _ => RegionKind::Host,
+        };
+        let Entry { pd, access, iova, len, .. } = entry;
+        Some(RegionInfo { kind, pd, access, iova, len, windows })
+    }
+
+    // ---- Checking ---------------------------------------------------------------------------
+
+    /// Checks that the owner of domain `pd` may access `len` bytes at address `va` of region `key` by a work
+    /// request, and that the region has all rights in `need` (none are needed for reading by the NIC's own
+    /// user). Windows are not for work requests, and their keys unknown here.
     ///
     /// An access of no bytes is checked like any other; one just behind the last byte is inside. For
     /// requests whose key does not count when they have no bytes, see [`Span::EMPTY`].
@@ -283,130 +410,116 @@ impl RegionTable {
     /// The first of: unknown key, wrong domain, missing right, out of bounds.
     #[inline]
     pub fn check(&self, key: u32, pd: u32, va: u64, len: u32, need: Access) -> Result<Span, AccessError> {
+        self.check_for(User::Local, key, pd, va, len, need)
+    }
+
+    /// As [`check`](RegionTable::check), for a peer that comes through the queue pair `qpn` of domain `pd`:
+    /// `key` may be that of a region or of a window.
+    ///
+    /// # Errors
+    /// The first of: unknown key, wrong domain, wrong queue pair, missing right, out of bounds.
+    #[inline]
+    pub fn check_remote(
+        &self,
+        key: u32,
+        pd: u32,
+        qpn: u32,
+        va: u64,
+        len: u32,
+        need: Access,
+    ) -> Result<Span, AccessError> {
+        self.check_for(User::Remote(qpn), key, pd, va, len, need)
+    }
+
+    #[inline]
+    fn check_for(
+        &self,
+        user: User,
+        key: u32,
+        pd: u32,
+        va: u64,
+        len: u32,
+        need: Access,
+    ) -> Result<Span, AccessError> {
         let entry = self.slot(key).load().ok_or(AccessError::UnknownKey)?;
-        let offset = entry.check(key, pd, va, len, need)?;
+        let offset = entry.check(key, pd, va, len, need, user)?;
         Ok(Span { generation: entry.generation, offset, home: entry.home, len })
     }
 
-    /// Copies the bytes of the span to `dst`, which must be as long.
-    ///
-    /// # Errors
-    /// [`SpanError::Stale`] or [`SpanError::Length`]; nothing was copied then.
-    #[inline]
-    pub fn copy_out(&self, span: Span, dst: &mut [u8]) -> Result<(), SpanError> {
-        let src = self.resolve(span, dst.len())?.0;
-        // SAFETY: `resolve` has found these bytes inside a live registration, whose memory is valid while it
-        // lasts, and `&self` keeps it from being deregistered meanwhile. `dst` is a live `&mut`, so by
-        // the contract of `Block::slice_mut` and `register_raw` it is no registered memory.
-        unsafe { copy::copy_out(dst, src) };
+    // ---- Places -----------------------------------------------------------------------------
+
+    /// Whether a new object may have this key.
+    pub(super) fn admit(&self, key: u32) -> Result<(), RegisterError> {
+        if key == 0 {
+            return Err(RegisterError::InvalidKey);
+        }
+        let slot = self.slot(key);
+        let last = slot.last_key();
+        if !slot.is_free() || (last != 0 && last >> KEY_BITS == key >> KEY_BITS) {
+            return Err(RegisterError::KeyTaken);
+        }
         Ok(())
     }
 
-    /// Copies the bytes of the span to `dst`, which must be as long, and continues the CRC-32 `crc` over
-    /// what arrived there. See [`copy::copy_out_crc`].
-    ///
-    /// # Errors
-    /// [`SpanError::Stale`] or [`SpanError::Length`]; nothing was copied then.
-    #[inline]
-    pub fn copy_out_crc(&self, span: Span, dst: &mut [u8], crc: u32) -> Result<u32, SpanError> {
-        let src = self.resolve(span, dst.len())?.0;
-        // SAFETY: as in `copy_out`.
-        Ok(unsafe { copy::copy_out_crc(dst, src, crc) })
+    pub(super) fn next_generation(&mut self) -> u64 {
+        self.generation += 1;
+        self.generation
     }
 
-    /// Copies `src` to the bytes of the span, which must be as many; the last becomes visible last.
-    ///
-    /// # Errors
-    /// [`SpanError::Stale`], [`SpanError::Length`] or [`SpanError::ReadOnly`]; nothing was copied then.
-    #[inline]
-    pub fn copy_in(&self, span: Span, src: &[u8]) -> Result<(), SpanError> {
-        let dst = self.resolve_to_write(span, src.len())?;
-        // SAFETY: as in `copy_out`, with `resolve_to_write` for the right to write.
-        unsafe { copy::copy_in(dst, src) };
-        Ok(())
-    }
-
-    /// Adds to the 64-bit word that the span is, wrapping, in this machine's byte order; returns
-    /// what it was before. Atomic with respect to all other atomics on this host.
-    ///
-    /// # Errors
-    /// See [`SpanError`]; nothing was changed then.
-    pub fn fetch_add(&self, span: Span, add: u64) -> Result<u64, SpanError> {
-        Ok(self.word(span)?.fetch_add(add, Ordering::SeqCst))
-    }
-
-    /// Stores `swap` in the 64-bit word that the span is, if it equals `compare`; returns what it was
-    /// before. Atomic with respect to all other atomics on this host.
-    ///
-    /// # Errors
-    /// See [`SpanError`]; nothing was changed then.
-    pub fn compare_swap(&self, span: Span, compare: u64, swap: u64) -> Result<u64, SpanError> {
-        let word = self.word(span)?;
-        let (Ok(before) | Err(before)) =
-            word.compare_exchange(compare, swap, Ordering::SeqCst, Ordering::SeqCst);
-        Ok(before)
-    }
-
-    /// Stores `value` in the 64-bit word that the span is, in this machine's byte order. Whoever reads it
-    /// sees all eight bytes of it or none.
-    ///
-    /// # Errors
-    /// See [`SpanError`]; nothing was changed then.
-    pub fn store(&self, span: Span, value: u64) -> Result<(), SpanError> {
-        self.word(span)?.store(value, Ordering::SeqCst);
-        Ok(())
-    }
-
-    fn word(&self, span: Span) -> Result<&AtomicU64, SpanError> {
-        let ptr = self.resolve_to_write(span, 8)?;
-        if !ptr.addr().is_multiple_of(8) {
-            return Err(SpanError::Misaligned);
-        }
-        // SAFETY: eight aligned bytes inside a live and writable registration, which `&self` keeps from
-        // being deregistered; all who may race with it use atomic or assembly accesses.
-        Ok(unsafe { AtomicU64::from_ptr(ptr.cast()) })
-    }
-
-    /// The address of a span of `len` bytes that is still inside its live registration.
-    #[inline]
-    fn resolve(&self, span: Span, len: usize) -> Result<(*mut u8, bool), SpanError> {
-        if span.len as usize != len {
-            return Err(SpanError::Length);
-        }
-        if span.generation == 0 {
-            // `Span::EMPTY`: a dangling pointer is good for no bytes.
-            return Ok((NonNull::dangling().as_ptr(), true));
-        }
-        let home = self.homes.get(span.home as usize).and_then(Option::as_ref).ok_or(SpanError::Stale)?;
-        // Bounds again: a span is made from the shared entry, an address only from what is private.
-        let room = (home.len as u64).checked_sub(span.offset).ok_or(SpanError::Stale)?;
-        if home.generation != span.generation || u64::from(span.len) > room {
-            return Err(SpanError::Stale);
-        }
-        // SAFETY: `offset + len` is at most the length of the registration, so this stays inside its memory
-        // or one past it.
-        Ok((unsafe { home.base.as_ptr().add(span.offset as usize) }, home.writable))
-    }
-
-    #[inline]
-    fn resolve_to_write(&self, span: Span, len: usize) -> Result<*mut u8, SpanError> {
-        match self.resolve(span, len)? {
-            (ptr, true) => Ok(ptr),
-            (_, false) => Err(SpanError::ReadOnly),
+    /// Finds a place for a home: there is one, since the limits were checked.
+    pub(super) fn take_home(&mut self, home: Home) -> u32 {
+        match self.free_homes.pop() {
+            Some(index) => {
+                self.homes[index as usize] = Some(home);
+                index
+            }
+            None => {
+                self.homes.push(Some(home));
+                self.homes.len() as u32 - 1
+            }
         }
     }
 
-    fn slot(&self, key: u32) -> &Slot {
-        let index = (key & self.mask) as usize;
+    pub(super) fn leave_home(&mut self, index: u32) -> Option<Home> {
+        let home = self.homes.get_mut(index as usize)?.take()?;
+        self.free_homes.push(index);
+        Some(home)
+    }
+
+    /// The home and the entry of a region.
+    pub(super) fn region_entry(&self, key: u32) -> Option<(u32, Entry)> {
+        let entry = self.slot(key).load().filter(|entry| entry.key == key)?;
+        let home = self.homes.get(entry.home as usize)?.as_ref()?;
+        let is_region = matches!(home.body, Body::Region { .. }) && home.generation == entry.generation;
+        is_region.then_some((entry.home, entry))
+    }
+
+    /// The bits of a key that say where in the table it is.
+    pub fn place_bits(&self) -> u32 {
+        self.mask << KEY_BITS
+    }
+
+    pub(super) fn slot(&self, key: u32) -> &Slot {
+        let index = ((key >> KEY_BITS) & self.mask) as usize;
         // SAFETY: the block holds `mask + 1` slots, page-aligned, of zero bytes at first, which is a valid
         // `Slot`; it is only ever accessed through the atomics of `Slot`, and lives as long as `self`.
         unsafe { &*self.slots.as_ptr().cast::<Slot>().add(index) }
     }
 }
 
+/// The address of the first byte, if a registration may be so.
+fn checked_iova(kind: Kind, access: Access, iova: u64, place: &Place) -> Result<u64, RegisterError> {
+    if access.intersects(Access::WRITING) && !place.writable {
+        return Err(RegisterError::ReadOnlyMemory);
+    }
+    let iova = if access.contains(Access::ZERO_BASED) { 0 } else { iova };
+    // The last byte has an address; the end of the region may be 2^64 itself.
+    if kind != Kind::Null && iova.checked_add((place.len as u64).saturating_sub(1)).is_none() {
+        return Err(RegisterError::OutOfBounds);
+    }
+    Ok(iova)
+}
+
 fn out_of_memory(_: std::collections::TryReserveError) -> io::Error {
     io::ErrorKind::OutOfMemory.into()
 }
-
-#[cfg(test)]
-mod tests;

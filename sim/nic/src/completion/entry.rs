@@ -28,10 +28,14 @@ pub enum WcStatus {
     RetryExcErr,
     /// The peer had no receive work request for too long (`IBV_WC_RNR_RETRY_EXC_ERR`).
     RnrRetryExcErr,
+    /// The memory window could not be bound so (`IBV_WC_MW_BIND_ERR`).
+    MwBindErr,
+    /// The queue pair could not do it: the key is not one that it may invalidate (`IBV_WC_LOC_QP_OP_ERR`).
+    LocQpOpErr,
 }
 
 impl WcStatus {
-    const ALL: [WcStatus; 10] = [
+    const ALL: [WcStatus; 12] = [
         WcStatus::Success,
         WcStatus::LocLenErr,
         WcStatus::LocProtErr,
@@ -42,6 +46,8 @@ impl WcStatus {
         WcStatus::RemOpErr,
         WcStatus::RetryExcErr,
         WcStatus::RnrRetryExcErr,
+        WcStatus::MwBindErr,
+        WcStatus::LocQpOpErr,
     ];
 }
 
@@ -58,6 +64,8 @@ impl From<Status> for WcStatus {
             Status::RemoteOperationError => WcStatus::RemOpErr,
             Status::RetryExceeded => WcStatus::RetryExcErr,
             Status::RnrRetryExceeded => WcStatus::RnrRetryExcErr,
+            Status::MemoryWindowBindError => WcStatus::MwBindErr,
+            Status::LocalOperationError => WcStatus::LocQpOpErr,
         }
     }
 }
@@ -83,10 +91,14 @@ pub enum WcOpcode {
     Recv,
     /// A receive that a WRITE with immediate consumed.
     RecvRdmaWithImm,
+    /// The binding of a memory window.
+    BindMw,
+    /// The invalidation of a key of this side.
+    LocalInv,
 }
 
 impl WcOpcode {
-    const ALL: [WcOpcode; 9] = [
+    const ALL: [WcOpcode; 11] = [
         WcOpcode::Send,
         WcOpcode::RdmaWrite,
         WcOpcode::RdmaRead,
@@ -96,6 +108,8 @@ impl WcOpcode {
         WcOpcode::AtomicWrite,
         WcOpcode::Recv,
         WcOpcode::RecvRdmaWithImm,
+        WcOpcode::BindMw,
+        WcOpcode::LocalInv,
     ];
 
     fn new(completion: &Completion, send_opcode: u8) -> Self {
@@ -108,6 +122,8 @@ impl WcOpcode {
             (Queue::Send, _, opcode::COMPARE_SWAP) => WcOpcode::CompSwap,
             (Queue::Send, _, opcode::FLUSH | opcode::FLUSH_REGION) => WcOpcode::Flush,
             (Queue::Send, _, opcode::ATOMIC_WRITE) => WcOpcode::AtomicWrite,
+            (Queue::Send, _, opcode::BIND_MW) => WcOpcode::BindMw,
+            (Queue::Send, _, opcode::LOCAL_INV) => WcOpcode::LocalInv,
             (Queue::Send, ..) => WcOpcode::Send,
         }
     }

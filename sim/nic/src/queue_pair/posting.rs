@@ -4,7 +4,7 @@ use std::sync::atomic::{Ordering, fence};
 use std::sync::{Mutex, PoisonError};
 
 use anyverbs_engine::QpState;
-use anyverbs_memory::Producer;
+use anyverbs_memory::{Producer, WindowType};
 
 use super::Qp;
 use crate::error::{PostError, PostReason};
@@ -22,6 +22,18 @@ impl Qp {
             return Err(PostError { index: 0, reason: PostReason::BadState });
         }
         let result = post_all(&self.sq, wrs, |wr| SendWqe::new(wr, &self.caps));
+        self.doorbell();
+        result
+    }
+
+    /// Posts one that binds a memory window of type 1.
+    pub(crate) fn post_bind(&self, wr: &SendWr<'_>) -> Result<(), PostError> {
+        use QpState::*;
+        if !matches!(self.state(), ReadyToSend | SendQueueDrain | SendQueueError | Error) {
+            return Err(PostError { index: 0, reason: PostReason::BadState });
+        }
+        let wrs = std::slice::from_ref(wr);
+        let result = post_all(&self.sq, wrs, |wr| SendWqe::lay_out(wr, &self.caps, WindowType::One));
         self.doorbell();
         result
     }
