@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use anyverbs_engine::congestion::Control;
 use anyverbs_engine::{Mtu, Recovery};
 
+use crate::cm::{CmConfig, Quotas};
 use crate::link::LinkInfo;
 use crate::work::{INLINE_MAX, SGE_MAX};
 
@@ -47,12 +48,17 @@ pub struct NicConfig {
     /// How queue pairs adapt to the network, within that window.
     pub congestion: Control,
     /// Packets that came early which the device keeps, for all queue pairs together, each up to a path
-    /// MTU; 0: it drops them, and peers go back.
+    /// MTU; 0: it drops them, and peers go back. One peer gets a part of them
+    /// ([`Quotas::early_per_peer`]).
     pub max_early: u32,
     /// What queue pairs do about packets that their peers miss.
     pub recovery: Recovery,
     /// Tell peers how many receive work requests are posted (end-to-end flow control).
     pub credits: bool,
+    /// Times of the connection manager.
+    pub cm: CmConfig,
+    /// What peers may take of the device.
+    pub quotas: Quotas,
 }
 
 impl Default for NicConfig {
@@ -78,6 +84,8 @@ impl Default for NicConfig {
             max_early: 1024,
             recovery: Recovery::Selective,
             credits: false,
+            cm: CmConfig::default(),
+            quotas: Quotas::default(),
         }
     }
 }
@@ -153,8 +161,8 @@ pub struct PortAttributes {
 }
 
 /// How many objects a device has.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Usage {
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct DeviceUsage {
     /// Protection domains.
     pub pd: u32,
     /// Memory regions.
@@ -163,6 +171,18 @@ pub struct Usage {
     pub mw: u32,
     /// Bytes of device memory.
     pub dm_bytes: u64,
+    /// Queue pairs.
+    pub qp: u32,
+    /// Shared receive queues.
+    pub srq: u32,
+    /// Completion queues.
+    pub cq: u32,
+    /// Completion channels.
+    pub channel: u32,
+    /// Address handles.
+    pub ah: u32,
+    /// XRC domains.
+    pub xrcd: u32,
 }
 
 /// Outstanding READs and atomics of a queue pair.
@@ -173,12 +193,13 @@ pub(crate) const OVERHEAD_MAX: usize = 64;
 
 impl DeviceAttributes {
     pub(crate) fn new(link: &LinkInfo, config: &NicConfig) -> Option<Self> {
-        let room = link.max_datagram.checked_sub(OVERHEAD_MAX)?;
-        let path_mtu = Mtu::ALL.into_iter().rev().find(|mtu| mtu.bytes() as usize <= room)?;
+        let path_mtu = path_mtu(link.max_datagram)?;
+        // Half of the numbers that there are, so that one that is free is found soon.
+        let numbers = link.prefix.map_or(u32::MAX, |prefix| 1 << (23_u32.saturating_sub(prefix.bits)));
         Some(DeviceAttributes {
             gid: link.address,
             path_mtu,
-            max_qp: config.max_qp,
+            max_qp: config.max_qp.min(numbers),
             max_mr: config.max_mr,
             max_mr_size: isize::MAX as u64,
             max_mw: config.max_mw,
@@ -200,4 +221,10 @@ impl DeviceAttributes {
             hca_core_clock_khz: 1_000_000,
         })
     }
+}
+
+/// The largest path MTU of which a packet fits into a datagram of so many bytes.
+pub(crate) fn path_mtu(max_datagram: usize) -> Option<Mtu> {
+    let room = max_datagram.checked_sub(OVERHEAD_MAX)?;
+    Mtu::ALL.into_iter().rev().find(|mtu| mtu.bytes() as usize <= room)
 }

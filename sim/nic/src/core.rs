@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use anyverbs_engine::{Action, Context, Counters, QpType, QueuePair, Time};
 use anyverbs_memory::{RegionTable, Span};
-use anyverbs_wire::{Flow, Packet, Repr, icrc};
+use anyverbs_wire::{Flow, Packet, Qpn, Repr, icrc};
 use rand_chacha::ChaCha20Rng;
 
 use crate::attributes::{DeviceAttributes, NicConfig, OVERHEAD_MAX};
+use crate::cm::Cm;
 use crate::completion::CqCore;
 use crate::error::NicError;
 use crate::event::AsyncEvent;
@@ -18,6 +19,7 @@ use crate::link::{Link, LinkError, RxBatch, RxEntry, TxBatch, Waiter};
 use crate::mailbox::Mailbox;
 use crate::multicast::Groups;
 use crate::numbered::Numbered;
+use crate::peers::Peers;
 use crate::qp::{QpCore, Receives, View};
 use crate::shared_receive::SrqCore;
 use crate::timers::Timers;
@@ -62,6 +64,8 @@ pub(crate) struct Core {
     pub(crate) arrival: Arrival,
     /// Completion queues that have to tell of completions at some time, whatever else happens.
     pub(crate) untold: Vec<(Time, Arc<CqCore>)>,
+    pub(crate) peers: Peers,
+    pub(crate) cm: Cm,
     pub(crate) counters: Counters,
     pub(crate) timers: Timers,
     /// Queue pairs with something to send, in turn.
@@ -92,14 +96,18 @@ impl Core {
         attributes: &DeviceAttributes,
     ) -> Result<Self, NicError> {
         let datagram_max = attributes.path_mtu.bytes() as usize + OVERHEAD_MAX;
+        let (max_qp, quotas) = (attributes.max_qp, config.quotas);
+        let early_per_peer = quotas.early_per_peer.unwrap_or(config.max_early.div_ceil(4));
         Ok(Core {
+            cm: Cm::new(config, attributes, link.info(), &rng),
+            peers: Peers::new(quotas.qp_per_peer.unwrap_or(max_qp)),
+            qps: Numbered::new(max_qp).with_prefix(link.info().prefix),
             waiter: link.waiter(),
             link,
             rng,
             regions: RegionTable::new(config.max_mr, config.max_mw)
                 .map_err(NicError::system("allocating the region table"))?,
-            held: Held::new(config.max_early),
-            qps: Numbered::new(config.max_qp),
+            held: Held::new(config.max_early, max_qp, early_per_peer),
             srqs: Numbered::new(config.max_srq),
             groups: Groups::new(config),
             events: Arc::new(Mailbox::new(64)),
@@ -132,6 +140,7 @@ impl Core {
         self.receive(now);
         self.fire_timers(now);
         self.tell(now);
+        self.serve_cm(now);
         if !self.completed {
             self.send(now);
         }
@@ -143,9 +152,11 @@ impl Core {
         self.heard
     }
 
-    /// Whether entries were written to completion queues since this was last asked.
+    /// Whether entries were written to completion queues, or connection events to mailboxes, since this was
+    /// last asked.
     pub(crate) fn take_completed(&mut self) -> bool {
-        std::mem::take(&mut self.completed) | self.events.take_news()
+        let told = self.cm.take_told() | self.events.take_news();
+        std::mem::take(&mut self.completed) | told
     }
 
     /// The first part of a pass, all that a poster needs: what was posted goes out. Returns the time.
@@ -171,7 +182,8 @@ impl Core {
             return Some(Time::ZERO);
         }
         let untold = self.untold.iter().map(|(time, _)| *time).min();
-        [self.timers.next(), self.deferred.next(), self.link.next_deadline(), untold]
+        let cm = self.cm.next_deadline();
+        [self.timers.next(), self.deferred.next(), self.link.next_deadline(), untold, cm]
             .into_iter()
             .flatten()
             .min()
@@ -210,8 +222,8 @@ impl Core {
     ) -> Option<R> {
         let Core { qps, srqs, regions, held, events, actions, counters, .. } = self;
         let qp = qps.get_mut(qpn)?;
-        let (pd, access, sq, receives) = (qp.pd, qp.access, &qp.sq, &mut qp.receives);
-        let mut view = View { regions, held, srqs, events, qpn, pd, access, sq, receives };
+        let (share, pd, access, sq, receives) = (qp.share, qp.pd, qp.access, &qp.sq, &mut qp.receives);
+        let mut view = View { regions, held, srqs, events, share, qpn, pd, access, sq, receives };
         let mut cx = Context { now, memory: &mut view, actions, counters };
         Some(call(&mut qp.engine, &mut cx))
     }
@@ -271,6 +283,10 @@ impl Core {
         self.engine(qpn, now, |engine, cx| engine.reset(cx));
         self.carry_out_all(qpn, now, &[]);
         self.regions.forget_queue_pair(qpn);
+        // Only now: it has given its buffers back.
+        if let Some(share) = self.qps.get_mut(qpn).and_then(|qp| qp.share.take()) {
+            self.peers.leave(share);
+        }
     }
 
     fn breaks(&mut self, error: LinkError) {
@@ -322,6 +338,10 @@ impl Core {
         };
         let qpn = packet.dest_qpn().value();
         let RxEntry { source, destination, source_port, ecn, len, .. } = *entry;
+        if packet.dest_qpn() <= Qpn::GSI {
+            self.on_management(entry, datagram, &packet, now);
+            return;
+        }
         if qpn == MULTICAST_QPN {
             if !self.groups.has(destination) {
                 self.counters.rx_unknown_qp += 1;

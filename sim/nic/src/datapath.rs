@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyverbs_engine::{Action, Completion, QpState, Queue, Status, Target, Time};
+use anyverbs_engine::{Action, Completion, Event, QpState, Queue, Status, Target, Time};
 use anyverbs_memory::{Access, RegionTable, Span};
 
 use crate::address::grh;
@@ -120,7 +120,12 @@ impl Core {
                     );
                     self.place(qpn, Target::Receive { slot: *slot, offset: 0 }, &header, &mut fault);
                 }
-                Action::Event(event) => self.events.put(AsyncEvent::of_queue_pair(*event, qpn)),
+                Action::Event(event) => {
+                    if *event == Event::CommunicationEstablished {
+                        self.cm.established.push(qpn);
+                    }
+                    self.events.put(AsyncEvent::of_queue_pair(*event, qpn));
+                }
             }
         }
         Outcome { fault, overrun }

@@ -2,7 +2,8 @@
 
 use std::io;
 
-use anyverbs_engine::QpState;
+use anyverbs_engine::{QpState, QpType, cm};
+use anyverbs_wire::mad::ServiceId;
 
 /// Why an object could not be made or changed.
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +120,38 @@ pub enum NicError {
         /// Why it cannot be.
         reason: &'static str,
     },
+    /// The connection manager refused.
+    #[error("{action}: {source}")]
+    Cm {
+        /// What was being done.
+        action: &'static str,
+        /// Why not.
+        source: cm::Error,
+    },
+    /// The queue pair is of another kind than the connection.
+    #[error("a queue pair of type {own:?} cannot have a connection of type {wanted:?}")]
+    Transport {
+        /// The type of the queue pair.
+        own: QpType,
+        /// The transport service of the connection.
+        wanted: cm::Transport,
+    },
+    /// Requests for the service go to somebody else at this address.
+    #[error("listening on service {service}: {source}")]
+    ServiceTaken {
+        /// The service.
+        service: ServiceId,
+        /// Who has it, as the link says.
+        source: io::Error,
+    },
+    /// Datagrams that reach the peer are too small.
+    #[error("the path to {peer} carries datagrams of {max_datagram} bytes; RoCEv2 needs at least 320")]
+    PathMtu {
+        /// The peer.
+        peer: std::net::IpAddr,
+        /// What the path carries, in bytes.
+        max_datagram: usize,
+    },
     /// Memory or entropy could not be had from the system.
     #[error("{action}: {source}")]
     System {
@@ -132,6 +165,10 @@ pub enum NicError {
 impl NicError {
     pub(crate) fn system(action: &'static str) -> impl FnOnce(io::Error) -> NicError {
         move |source| NicError::System { action, source }
+    }
+
+    pub(crate) fn cm(action: &'static str) -> impl FnOnce(cm::Error) -> NicError {
+        move |source| NicError::Cm { action, source }
     }
 }
 

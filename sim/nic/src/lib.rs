@@ -18,6 +18,7 @@
 
 mod address;
 mod attributes;
+pub mod cm;
 mod completion;
 mod core;
 mod datapath;
@@ -31,6 +32,7 @@ mod mailbox;
 mod multicast;
 mod nic;
 mod numbered;
+mod peers;
 mod qp;
 mod queue_pair;
 mod region;
@@ -49,7 +51,7 @@ pub use anyverbs_memory::{
     WindowType,
 };
 pub use anyverbs_wire::rnr;
-pub use attributes::{DeviceAttributes, NicConfig, PortAttributes, Usage};
+pub use attributes::{DeviceAttributes, DeviceUsage, NicConfig, PortAttributes};
 pub use completion::{CompletionChannel, Cq, Cqe, Moderation, WcOpcode, WcStatus};
 pub use device_memory::{Dm, DmInUse};
 pub use error::{NicError, PostError, PostReason};

@@ -29,6 +29,13 @@ impl Limit {
     }
 }
 
+impl Limit {
+    /// How many there are.
+    pub(crate) fn used(&self) -> u32 {
+        self.used.load(Ordering::Relaxed)
+    }
+}
+
 /// The right of one object to be there.
 #[derive(Debug)]
 pub(crate) struct Ticket(Arc<AtomicU32>);

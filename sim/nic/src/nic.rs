@@ -12,7 +12,7 @@ use crossbeam_queue::ArrayQueue;
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
 
-use crate::attributes::{DeviceAttributes, NicConfig, PortAttributes, Usage};
+use crate::attributes::{DeviceAttributes, DeviceUsage, NicConfig, PortAttributes};
 use crate::completion::{CompletionChannel, Cq};
 use crate::core::Core;
 use crate::device_memory::Dm;
@@ -67,7 +67,7 @@ impl Shared {
     }
 
     /// As [`progress`](Shared::progress), for a program that polls: says whether something arrived.
-    pub(crate) fn listen(&self) -> bool {
+    pub(crate) fn hear(&self) -> bool {
         let heard = Cell::new(false);
         let worked = self.work(|core| {
             let completed = core.pass(|| self.doorbells.pop());
@@ -210,6 +210,7 @@ impl Nic {
         in_range("max_srq_wr", config.max_srq_wr.into(), 1, 1 << 20)?;
         in_range("window", u64::from(config.window), 1, 1 << 16)?;
         in_range("max_early", u64::from(config.max_early), 0, 1 << 20)?;
+        config.check_connections()?;
         let info = link.info().clone();
         let attributes = DeviceAttributes::new(&info, &config)
             .ok_or(NicError::LinkMtu { max_datagram: info.max_datagram })?;
@@ -349,11 +350,25 @@ impl Nic {
     }
 
     /// How many objects there are.
-    pub fn usage(&self) -> Usage {
+    pub fn usage(&self) -> DeviceUsage {
         let shared = self.shared();
-        let (mr, mw) = self.control(|core| (core.regions.len(), core.regions.windows()));
-        let pd = shared.pds.load(Ordering::Relaxed);
-        Usage { pd, mr, mw, dm_bytes: shared.dm_bytes.load(Ordering::Relaxed) }
+        let limits = &shared.limits;
+        let (mr, mw, qp, srq) = {
+            let core = shared.token.lock();
+            (core.regions.len(), core.regions.windows(), core.qps.len(), core.srqs.len())
+        };
+        DeviceUsage {
+            pd: shared.pds.load(Ordering::Relaxed),
+            mr,
+            mw,
+            dm_bytes: shared.dm_bytes.load(Ordering::Relaxed),
+            qp,
+            srq,
+            cq: limits.cq.used(),
+            channel: limits.channel.used(),
+            ah: limits.ah.used(),
+            xrcd: limits.xrcd.used(),
+        }
     }
 
     /// Makes a completion queue of `depth` entries (`ibv_create_cq`).
@@ -457,8 +472,8 @@ impl Nic {
     }
 
     /// Makes progress for a program that polls; says whether something arrived.
-    pub(crate) fn listen(&self) -> bool {
-        self.shared().listen()
+    pub(crate) fn hear(&self) -> bool {
+        self.shared().hear()
     }
 
     pub(crate) fn note_poll(&self) {

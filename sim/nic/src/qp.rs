@@ -118,6 +118,8 @@ pub(crate) struct QpCore {
     pub(crate) access: Access,
     /// The peer's address, once connected.
     pub(crate) peer: Option<IpAddr>,
+    /// Its peer's share of the device, once connected.
+    pub(crate) share: Option<u32>,
     pub(crate) source_port: u16,
     /// What transitions have set, for those who ask.
     pub(crate) modified: QpModified,
@@ -161,6 +163,8 @@ pub(crate) struct View<'a> {
     pub(crate) srqs: &'a mut Numbered<SrqCore>,
     pub(crate) events: &'a Mailbox<AsyncEvent>,
     pub(crate) qpn: u32,
+    /// Whose share held packets count in.
+    pub(crate) share: Option<u32>,
     pub(crate) pd: u32,
     /// What peers may do through this queue pair at all.
     pub(crate) access: Access,
@@ -226,7 +230,7 @@ impl Memory for View<'_> {
     }
 
     fn hold(&mut self) -> Option<u32> {
-        self.held.reserve()
+        self.held.reserve(self.share?)
     }
 
     fn take_receive(&mut self, named: Option<Qpn>) -> Receive {

@@ -232,4 +232,6 @@ fn limits_are_limits_and_end_with_their_objects() {
     a.pd.create_ah(attributes).unwrap();
     let _domain = a.nic.open_xrcd().unwrap();
     exhausted(a.nic.open_xrcd().map(drop));
+    let DeviceUsage { cq, srq, ah, xrcd, channel, qp, .. } = a.nic.usage();
+    assert_eq!((cq, srq, ah, xrcd, channel, qp), (0, 0, 0, 1, 2, 0));
 }

@@ -70,6 +70,8 @@ pub struct Limits {
     pub listeners: usize,
     /// Connections in any state, timewait included. A request beyond is rejected: no resources.
     pub connections: usize,
+    /// The same, with one address. A request beyond is rejected, too.
+    pub connections_per_source: usize,
     /// Resolutions (SIDR) in progress, ours and peers'.
     pub resolutions: usize,
     /// Requests of peers that are not yet established. One beyond is dropped; its sender repeats it.
@@ -92,6 +94,7 @@ impl Default for Limits {
         Limits {
             listeners: 1024,
             connections: 65_536,
+            connections_per_source: 65_536,
             resolutions: 4096,
             requests: 8192,
             requests_per_source: 1024,

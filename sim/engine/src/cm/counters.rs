@@ -145,7 +145,7 @@ drops! {
     /// Requests beyond [`Limits::requests`](super::Limits::requests), the source's share of them, or the
     /// listener's backlog.
     OverQuota over_quota,
-    /// Requests refused: the table is full.
+    /// Requests refused: the table, or the source's share of it, is full.
     NoResources no_resources,
     /// Requests refused: nobody listens.
     NoListener no_listener,

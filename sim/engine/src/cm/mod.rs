@@ -98,7 +98,7 @@
 //! | for another state than the connection's; an APR | [`out_of_state`](Counters::out_of_state) |
 //! | of no connection, too many of them | [`throttled`](Counters::throttled) |
 //! | a request beyond backlog or share | [`over_quota`](Counters::over_quota) |
-//! | a request to a full table: REJ no resources | [`no_resources`](Counters::no_resources) |
+//! | a request to a full table, or beyond its source's share of it: REJ no resources | [`no_resources`](Counters::no_resources) |
 //! | a request for a service without a listener: REJ invalid service id | [`no_listener`](Counters::no_listener) |
 //! | a REQ or REP whose queue pair is connected to us: REJ stale, and DREQ to the old connection; a REP with an id of an old connection: DREQ to that | [`stale`](Counters::stale) |
 //! | a REQ that the device cannot serve, or with an id that is in use: REJ; a LAP: APR | [`unacceptable`](Counters::unacceptable) |

@@ -245,7 +245,7 @@ impl ConnectionManager {
                 return Outcome::Dropped(Why::Unacceptable);
             }
         };
-        if self.table.is_full() {
+        if self.table.is_full() || self.table.with_peer(source) >= self.config.limits.connections_per_source {
             self.refuse(out, source, mad, RejectReason::NO_RESOURCES);
             return Outcome::Dropped(Why::NoResources);
         }

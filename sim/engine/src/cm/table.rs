@@ -162,6 +162,8 @@ pub(super) struct Table {
     remote_ids: BTreeMap<RemoteId, Id>,
     remote_qps: BTreeMap<RemoteQp, Id>,
     local_qpns: BTreeMap<Qpn, Id>,
+    /// Connections with each address; no zeros.
+    peers: BTreeMap<IpAddr, usize>,
     deadlines: BTreeSet<(Time, Id)>,
     limit: usize,
 }
@@ -173,6 +175,7 @@ impl Table {
             remote_ids: BTreeMap::new(),
             remote_qps: BTreeMap::new(),
             local_qpns: BTreeMap::new(),
+            peers: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             limit,
         }
@@ -186,9 +189,15 @@ impl Table {
         self.len() >= self.limit
     }
 
+    /// Connections with one address.
+    pub(super) fn with_peer(&self, peer: IpAddr) -> usize {
+        self.peers.get(&peer).copied().unwrap_or(0)
+    }
+
     /// Entries of all indexes and timers: zero if there is no connection.
     pub(super) fn index_len(&self) -> usize {
-        self.remote_ids.len() + self.remote_qps.len() + self.local_qpns.len() + self.deadlines.len()
+        let by_peer = self.remote_ids.len() + self.remote_qps.len() + self.peers.len();
+        by_peer + self.local_qpns.len() + self.deadlines.len()
     }
 
     pub(super) fn contains(&self, id: Id) -> bool {
@@ -217,6 +226,7 @@ impl Table {
 
     /// Adds a connection that nothing points to yet; its id must be free.
     pub(super) fn insert(&mut self, connection: Connection) {
+        *self.peers.entry(connection.peer).or_default() += 1;
         self.connections.insert(connection.id, connection);
     }
 
@@ -286,6 +296,12 @@ impl Table {
         }
         if let Some(qpn) = connection.local_qpn {
             self.local_qpns.remove(&qpn);
+        }
+        if let Some(count) = self.peers.get_mut(&connection.peer) {
+            *count -= 1;
+            if *count == 0 {
+                self.peers.remove(&connection.peer);
+            }
         }
         Some(connection)
     }

@@ -29,6 +29,7 @@ const CORPUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/cm");
 const LIMITS: Limits = Limits {
     listeners: 2,
     connections: 6,
+    connections_per_source: 5,
     resolutions: 3,
     requests: 4,
     requests_per_source: 3,

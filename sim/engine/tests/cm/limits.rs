@@ -39,6 +39,17 @@ fn a_full_table_refuses() {
     assert_eq!(full, Err(Error::TooManyConnections));
 }
 
+#[test]
+fn a_source_does_not_get_the_whole_table() {
+    let mut world = world(Limits { connections: 10, connections_per_source: 3, ..Limits::default() });
+    request_many(&mut world, 5);
+    assert_eq!(world.take(1).len(), 3);
+    assert_eq!(world.sides[1].cm.counters().no_resources, 2);
+    // What we ask for ourselves is bounded by the table alone.
+    let connect = world.request(1, 50);
+    world.call(1, |cm, now, out| cm.connect(now, &connect, b"", out)).unwrap();
+}
+
 /// What is beyond a share is not refused: its sender repeats it, and is served when there is room.
 #[test]
 fn a_source_has_its_share() {

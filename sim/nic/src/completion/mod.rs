@@ -260,7 +260,7 @@ impl Cq {
             self.nic.note_poll();
             return taken;
         }
-        let heard = self.nic.listen();
+        let heard = self.nic.hear();
         let taken = self.core.take(max, &mut sink);
         // If something arrived it may be what the program looks for in its memory: no time to relax.
         if taken == 0 && !heard {

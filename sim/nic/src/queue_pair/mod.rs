@@ -163,7 +163,7 @@ impl Qp {
         Ok(Qp { parent, shared, initial_psn, caps, srq: None, sq: Mutex::new(sq), rq: None })
     }
 
-    fn nic(&self) -> &Nic {
+    pub(crate) fn nic(&self) -> &Nic {
         match &self.parent {
             Parent::Pd(pd) => pd.nic(),
             Parent::Xrc(domain) => domain.nic(),
@@ -308,7 +308,7 @@ fn insert(nic: &Nic, parts: Parts) -> Result<(Arc<QpShared>, u32), NicError> {
     // Early packets are executed later, when the shared receive queue in hand is another one.
     let config = if qp_type == QpType::XrcRecv { Config { reorder: 0, ..config } } else { config };
     let made = nic.control(|core| {
-        let Core { qps, srqs, rng, .. } = core;
+        let Core { qps, srqs, rng, cm, .. } = core;
         let initial_psn = rng.next_u32() & 0x00ff_ffff;
         if let Receives::Shared(srqn) = parts.receives
             && let Some(srq) = srqs.get_mut(srqn)
@@ -330,6 +330,7 @@ fn insert(nic: &Nic, parts: Parts) -> Result<(Arc<QpShared>, u32), NicError> {
                 pd: parts.caps.pd,
                 access: Access::empty(),
                 peer: None,
+                share: None,
                 source_port: 0,
                 modified: QpModified::default(),
                 sq: WorkQueue::new(parts.sq),
@@ -342,7 +343,9 @@ fn insert(nic: &Nic, parts: Parts) -> Result<(Arc<QpShared>, u32), NicError> {
             }
         };
         // 0 and 1 are the management queue pairs, and all ones means multicast (IBA 3.5.1, 10.5).
-        qps.insert(rng, |qpn| qpn > 1 && qpn != MULTICAST_QPN, make).ok_or(exhausted(qps.limit()))?;
+        // A number that a connection in timewait still has is not given out either.
+        let allowed = |qpn| qpn > 1 && qpn != MULTICAST_QPN && !cm.holds(qpn);
+        qps.insert(rng, allowed, make).ok_or(exhausted(qps.limit()))?;
         Ok(shared.map(|shared| (shared, initial_psn)))
     })?;
     made.ok_or(exhausted(nic.attributes().max_qp))

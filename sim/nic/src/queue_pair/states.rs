@@ -2,14 +2,12 @@
 
 use std::sync::PoisonError;
 
-use anyverbs_engine::{QpState, QpType, ReadyToReceive, ReadyToSend};
+use anyverbs_engine::{QpState, QpType, ReadyToReceive};
 use anyverbs_memory::Access;
 use anyverbs_wire::{Psn, Qpn};
 
 use super::{Qp, RtrAttributes, RtsAttributes};
-use crate::attributes::RD_ATOMIC_MAX;
-use crate::core::Core;
-use crate::error::{NicError, in_range};
+use crate::error::NicError;
 use crate::qp::QpCore;
 
 impl Qp {
@@ -18,7 +16,7 @@ impl Qp {
     /// # Errors
     /// [`NicError::State`] from another state.
     pub fn to_init(&self, access: Access) -> Result<(), NicError> {
-        self.change(QpState::Init, |core_qp, _| {
+        self.change(QpState::Init, |core_qp| {
             let done = core_qp.engine.to_init();
             if done {
                 core_qp.access = access;
@@ -32,7 +30,7 @@ impl Qp {
     /// # Errors
     /// [`NicError::State`] in the state Reset.
     pub fn set_access(&self, access: Access) -> Result<(), NicError> {
-        self.change(QpState::Init, |core_qp, _| {
+        self.change(QpState::Init, |core_qp| {
             let done = core_qp.engine.state() != QpState::Reset;
             if done {
                 core_qp.access = access;
@@ -47,7 +45,7 @@ impl Qp {
     /// [`NicError::Invalid`] for another type, [`NicError::State`] in the state Reset.
     pub fn set_qkey(&self, qkey: u32) -> Result<(), NicError> {
         self.must_be(QpType::Ud, "setting a Q_Key")?;
-        self.change(QpState::Init, |core_qp, _| {
+        self.change(QpState::Init, |core_qp| {
             let done = core_qp.engine.state() != QpState::Reset;
             if done {
                 core_qp.engine.set_qkey(qkey);
@@ -65,7 +63,7 @@ impl Qp {
     pub fn to_rtr_datagram(&self) -> Result<(), NicError> {
         self.must_be(QpType::Ud, "going to ReadyToReceive without a peer")?;
         let path_mtu = self.nic().attributes().path_mtu;
-        self.change(QpState::ReadyToReceive, |core_qp, _| {
+        self.change(QpState::ReadyToReceive, |core_qp| {
             core_qp.engine.to_rtr(&ReadyToReceive {
                 dest_qpn: Qpn::new(0),
                 rq_psn: Psn::new(0),
@@ -87,42 +85,10 @@ impl Qp {
     ///
     /// # Errors
     /// [`NicError::State`] from another state, [`NicError::OutOfRange`] and
-    /// [`NicError::AddressFamily`] for attributes that the device does not take.
+    /// [`NicError::AddressFamily`] for attributes that the device does not take, [`NicError::Exhausted`] if
+    /// the peer has its share of queue pairs ([`Quotas::qp_per_peer`](crate::cm::Quotas::qp_per_peer)).
     pub fn to_rtr(&self, attributes: RtrAttributes) -> Result<(), NicError> {
-        if self.qp_type() == QpType::Ud {
-            let reason = "a datagram queue pair has no peer: use to_rtr_datagram";
-            return Err(NicError::Invalid { action: "connecting a queue pair", reason });
-        }
-        let device = self.nic().attributes();
-        let mtu_max = u64::from(device.path_mtu.bytes());
-        in_range("path_mtu", u64::from(attributes.path_mtu.bytes()), 256, mtu_max)?;
-        in_range("dest_qp_num", u64::from(attributes.dest_qpn), 2, 0x00ff_fffe)?;
-        in_range("rq_psn", u64::from(attributes.rq_psn), 0, 0x00ff_ffff)?;
-        in_range(
-            "max_dest_rd_atomic",
-            u64::from(attributes.max_dest_rd_atomic),
-            0,
-            u64::from(RD_ATOMIC_MAX),
-        )?;
-        in_range("min_rnr_timer", u64::from(attributes.min_rnr_timer), 0, 31)?;
-        if attributes.peer.is_ipv4() != device.gid.is_ipv4() {
-            return Err(NicError::AddressFamily { peer: attributes.peer, own: device.gid });
-        }
-        self.change(QpState::ReadyToReceive, |core_qp, link| {
-            let done = core_qp.engine.to_rtr(&ReadyToReceive {
-                dest_qpn: Qpn::new(attributes.dest_qpn),
-                rq_psn: Psn::new(attributes.rq_psn),
-                path_mtu: attributes.path_mtu,
-                max_dest_rd_atomic: attributes.max_dest_rd_atomic,
-                min_rnr_timer: attributes.min_rnr_timer,
-            });
-            if done {
-                core_qp.peer = Some(attributes.peer);
-                core_qp.modified.rtr = Some(attributes);
-                core_qp.source_port = link.source_port(attributes.dest_qpn ^ core_qp.shared.qpn);
-            }
-            done
-        })
+        self.nic().control(|core| core.ready_to_receive(self.qpn(), &attributes))
     }
 
     /// ReadyToReceive -> ReadyToSend: the queue pair makes requests from here on.
@@ -131,24 +97,7 @@ impl Qp {
     /// [`NicError::State`] from another state, [`NicError::OutOfRange`] for attributes that the
     /// device does not take.
     pub fn to_rts(&self, attributes: RtsAttributes) -> Result<(), NicError> {
-        in_range("sq_psn", u64::from(attributes.sq_psn), 0, 0x00ff_ffff)?;
-        in_range("max_rd_atomic", u64::from(attributes.max_rd_atomic), 0, u64::from(RD_ATOMIC_MAX))?;
-        in_range("retry_cnt", u64::from(attributes.retry_cnt), 0, 7)?;
-        in_range("rnr_retry", u64::from(attributes.rnr_retry), 0, 7)?;
-        in_range("timeout", u64::from(attributes.timeout), 0, 31)?;
-        self.change(QpState::ReadyToSend, |core_qp, _| {
-            let done = core_qp.engine.to_rts(&ReadyToSend {
-                sq_psn: Psn::new(attributes.sq_psn),
-                max_rd_atomic: attributes.max_rd_atomic,
-                retry_cnt: attributes.retry_cnt,
-                rnr_retry: attributes.rnr_retry,
-                timeout: attributes.timeout,
-            });
-            if done {
-                core_qp.modified.rts = Some(attributes);
-            }
-            done
-        })
+        self.nic().control(|core| core.ready_to_send(self.qpn(), &attributes))
     }
 
     /// ReadyToSend -> SendQueueDrain: no new send is begun. When those that had begun have ended,
@@ -172,7 +121,7 @@ impl Qp {
     /// # Errors
     /// [`NicError::State`] from another state.
     pub fn resume(&self) -> Result<(), NicError> {
-        let done = self.change(QpState::ReadyToSend, |core_qp, _| core_qp.engine.resume());
+        let done = self.change(QpState::ReadyToSend, |core_qp| core_qp.engine.resume());
         // What was posted meanwhile waits in the engine.
         self.nic().control(|core| core.carry_out(self.qpn(), core.waiter.now(), &[]));
         done
@@ -210,15 +159,10 @@ impl Qp {
         });
     }
 
-    fn change(
-        &self,
-        to: QpState,
-        transition: impl FnOnce(&mut QpCore, &dyn crate::link::Link) -> bool,
-    ) -> Result<(), NicError> {
+    fn change(&self, to: QpState, transition: impl FnOnce(&mut QpCore) -> bool) -> Result<(), NicError> {
         self.nic().control(|core| {
-            let Core { qps, link, .. } = core;
-            let done = qps.get_mut(self.qpn()).is_some_and(|qp| {
-                let done = transition(qp, link.as_ref());
+            let done = core.qps.get_mut(self.qpn()).is_some_and(|qp| {
+                let done = transition(qp);
                 qp.shared.set_state(qp.engine.state());
                 done
             });
