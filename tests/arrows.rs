@@ -13,7 +13,7 @@ const ALLOWED: [(&str, &[&str]); 8] = [
     ("anyverbs-memory", &[]),
     ("anyverbs-engine", &["anyverbs-wire"]),
     ("anyverbs-nic", &["anyverbs-engine", "anyverbs-wire", "anyverbs-memory"]),
-    ("anyverbs-link", &["anyverbs-nic", "anyverbs-wire", "anyverbs-engine"]),
+    ("anyverbs-link", &["anyverbs-nic", "anyverbs-wire", "anyverbs-engine", "anyverbs-memory"]),
     ("anyverbs-network", &["anyverbs-nic", "anyverbs-engine"]),
     ("anyverbs", &["anyverbs-nic", "anyverbs-link", "anyverbs-network", "anyverbs-memory"]),
     ("anyverbs-bench", &["anyverbs"]),

@@ -21,15 +21,41 @@ fn the_default_works_on_any_machine() {
 }
 
 #[test]
-fn an_address_can_be_asked_for_once() {
+fn an_address_that_is_asked_for_is_shared() {
     let options = DeviceOptions::new().address([127, 77, 1, 1].into());
-    let device = Device::open(&options).unwrap();
-    assert_eq!(device.address().to_string(), "127.77.1.1");
+    let devices = [Device::open(&options).unwrap(), Device::open(&options).unwrap()];
+    let sides = devices.each_ref().map(|device| {
+        assert_eq!(device.address().to_string(), "127.77.1.1");
+        let domain = device.domain().unwrap();
+        let cq = device.completion_queue(128).unwrap();
+        let qp = domain.queue_pair::<Rc>(&QpOptions::new(), &cq, &cq).unwrap();
+        qp.post_recv(domain.pool(1, 64).unwrap().lease().unwrap()).unwrap();
+        (qp, cq)
+    });
+    let [here, there] = sides.each_ref().map(|(qp, _)| qp.endpoint());
+    let [(a, cq_a), (b, cq_b)] = sides;
+    let (a, b) = (a.connect(&there).unwrap(), b.connect(&here).unwrap());
+    a.send_inline(b"there", 0).unwrap();
+    b.send_inline(b"and back", 0).unwrap();
+    for cq in [cq_a, cq_b] {
+        let mut completions = 0;
+        while completions < 2 {
+            completions += cq.poll(|completion| assert!(completion.status.is_success()));
+            cq.wait(Duration::from_millis(1));
+        }
+    }
+}
+
+#[test]
+fn an_address_whose_port_is_taken_is_refused_with_the_reason() {
+    let address = std::net::Ipv4Addr::new(127, 77, 1, 2);
+    let options = DeviceOptions::new().address(address.into());
+    let stranger = std::net::UdpSocket::bind((address, 4791)).unwrap();
     let error = Device::open(&options).unwrap_err();
     assert!(matches!(error, Error::NoDevice { .. }));
     let text = error.to_string();
-    assert!(text.contains("127.77.1.1") && text.contains("4791"), "{text}");
-    drop(device);
+    assert!(text.contains("127.77.1.2") && text.contains("4791"), "{text}");
+    drop(stranger);
     Device::open(&options).expect("it is free again");
 }
 

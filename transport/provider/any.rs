@@ -1,7 +1,7 @@
 //! Chooses a provider, and says why.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use anyverbs_link::udp::{BindError, Io, UdpLink, UdpOptions};
 use anyverbs_nic::link::Link;
@@ -78,21 +78,24 @@ pub(crate) fn open(options: &DeviceOptions) -> Result<Box<dyn DeviceBackend>, Er
     if !matches!(options.provider, ProviderKind::Auto | ProviderKind::Soft) {
         return Err(none(candidates(options)));
     }
-    let link = bind(options.link, options.address).map_err(|(kind, error)| {
+    let link = bind(options.link, options).map_err(|(kind, error)| {
         none(vec![Candidate::unusable(format!("soft/{kind}"), ProviderKind::Soft, error)])
     })?;
     Ok(Box::new(soft::open(Box::new(link), options)?))
 }
 
 /// Binds a link of one kind, to the address or else to the first loopback address that is free.
-fn bind(kind: LinkKind, address: Option<IpAddr>) -> Result<UdpLink, (LinkKind, BindError)> {
+fn bind(kind: LinkKind, asked: &DeviceOptions) -> Result<UdpLink, (LinkKind, BindError)> {
+    let address = asked.address;
     let io = match kind {
         LinkKind::Auto | LinkKind::Udp => Io::Auto,
         LinkKind::UdpUring => Io::Uring,
         LinkKind::UdpSockets => Io::Sockets,
     };
     let kind = if kind == LinkKind::Auto { LinkKind::Udp } else { kind };
-    let options = UdpOptions { io };
+    // Of an address that was asked for, a share will do; without one, each device gets its own, which others
+    // may then ask for.
+    let options = UdpOptions { io, join: address.is_some(), seed: asked.seed, ..UdpOptions::default() };
     if let Some(address) = address {
         return UdpLink::bind(address, &options).map_err(|error| (kind, error));
     }
@@ -113,7 +116,7 @@ fn soft_candidates(options: &DeviceOptions) -> Vec<Candidate> {
     };
     let candidate = |&kind: &LinkKind| {
         let name = format!("soft/{kind}");
-        match bind(kind, options.address) {
+        match bind(kind, options) {
             Ok(link) => Candidate {
                 name,
                 provider: ProviderKind::Soft,

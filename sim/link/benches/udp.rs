@@ -61,7 +61,7 @@ impl Node {
     fn new(address: IpAddr, io: Io, relax: Relax) -> Node {
         let give_up = Instant::now() + Duration::from_secs(5);
         let link = loop {
-            match UdpLink::bind(address, &UdpOptions { io }) {
+            match UdpLink::bind(address, &UdpOptions { io, join: false, ..UdpOptions::default() }) {
                 Ok(link) => break link,
                 Err(error) if Instant::now() > give_up => panic!("{error}"),
                 Err(_) => thread::sleep(Duration::from_millis(10)),
@@ -178,13 +178,15 @@ fn with_peer(io: Io, relax: Relax, run: impl FnOnce(&mut Node) -> f64) -> f64 {
     figure
 }
 
+/// Processor time of this process, in nanoseconds.
+fn clock() -> f64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.tv_sec as f64 * 1e9 + time.tv_nsec as f64
+}
+
 /// Nanoseconds of processor time that each of `n` calls takes: unlike the time that passes, it does
 /// not count what other programs take.
 fn processor_time(n: u32, mut call: impl FnMut()) -> f64 {
-    let clock = || {
-        let time = clock_gettime(ClockId::ProcessCPUTime);
-        time.tv_sec as f64 * 1e9 + time.tv_nsec as f64
-    };
     let start = clock();
     for _ in 0..n {
         call();
@@ -210,6 +212,62 @@ fn fan_out(io: Io, fan: u8) -> f64 {
         node.link.transmit(&mut node.tx, Time::ZERO).unwrap();
     });
     round / f64::from(fan)
+}
+
+/// Nanoseconds of a datagram of 1 KiB, of those that arrive together: from the socket to the NIC of the link
+/// that has the port, or on to a link that shares its address.
+fn received(io: Io, by_member: bool) -> f64 {
+    let mut owner = Node::new(HERE, io, Relax::Spin);
+    let mut member = UdpLink::bind(HERE, &UdpOptions { io, ..UdpOptions::default() }).unwrap();
+    let mut sender = Node::new(THERE, io, Relax::Spin);
+    while owner.link.counters().members() == 0 {
+        owner.link.receive(&mut owner.rx, Time::ZERO).unwrap();
+    }
+    let link = if by_member { &member } else { &owner.link };
+    let prefix = link.info().prefix.unwrap().value as u8;
+    let mut spent = 0.0;
+    let mut count = 0;
+    for _ in 0..20_000 {
+        for _ in 0..FULLS {
+            sender.tx.push(HERE, 4791, 0, 1064).unwrap()[5] = prefix;
+        }
+        sender.link.transmit(&mut sender.tx, Time::ZERO).unwrap();
+        let start = clock();
+        owner.rx.clear();
+        owner.link.receive(&mut owner.rx, Time::ZERO).unwrap();
+        count += owner.rx.entries().len();
+        if by_member {
+            owner.rx.clear();
+            member.receive(&mut owner.rx, Time::ZERO).unwrap();
+            count += owner.rx.entries().len();
+        }
+        spent += clock() - start;
+    }
+    spent / count as f64
+}
+
+/// Microseconds from the end of the link that has the port until one that shared its address, and sleeps, has
+/// it.
+fn take_over(io: Io) -> f64 {
+    let mut owner = Node::new(HERE, io, Relax::Spin);
+    let mut member = UdpLink::bind(HERE, &UdpOptions { io, ..UdpOptions::default() }).unwrap();
+    let waiter = member.waiter();
+    while owner.link.counters().members() == 0 {
+        owner.link.receive(&mut owner.rx, waiter.now()).unwrap();
+    }
+    let mut rx = RxBatch::with_capacity(1 << 20, 512);
+    let closing = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(20));
+        let start = Instant::now();
+        drop(owner);
+        start
+    });
+    while member.counters().takeovers() == 0 || member.next_deadline().is_some() {
+        waiter.wait(member.next_deadline());
+        member.receive(&mut rx, waiter.now()).unwrap();
+    }
+    let end = Instant::now();
+    end.duration_since(closing.join().unwrap()).as_secs_f64() * 1e6
 }
 
 /// What to measure, and how often.
@@ -258,6 +316,9 @@ fn main() {
     let filter = arguments.iter().skip(1).find(is_filter).cloned().unwrap_or_default();
     let plan = Plan { rounds, filter };
     plan.report("empty poll", "ns", false, empty_poll);
+    plan.report("15 x 1 KiB received", "ns each", false, |io| received(io, false));
+    plan.report("15 x 1 KiB handed over", "ns each", false, |io| received(io, true));
+    plan.report("take-over", "us", false, take_over);
     for fan in [1, 4, 16] {
         plan.report(&format!("send to {fan}"), "ns each", false, |io| fan_out(io, fan));
     }

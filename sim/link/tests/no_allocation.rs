@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyverbs_link::capture::Captured;
 use anyverbs_link::fault::Faulty;
+use anyverbs_link::udp::{UdpLink, UdpOptions};
 use anyverbs_nic::link::{Link, RxBatch, TxBatch};
 use support::{push, udp, ways};
 
@@ -75,6 +76,41 @@ fn exercise(link: &mut dyn Link) -> usize {
 fn sending_and_receiving_allocates_nothing() {
     for io in ways() {
         assert_eq!(exercise(&mut udp(io)), 0, "{io:?}");
+    }
+}
+
+#[test]
+fn handing_over_allocates_nothing() {
+    for io in ways() {
+        let mut owner = udp(io);
+        let address = owner.info().address;
+        let mut member = UdpLink::bind(address, &UdpOptions { io, ..UdpOptions::default() }).unwrap();
+        let mut tx = TxBatch::with_capacity(1 << 20, 256);
+        let mut rx = RxBatch::with_capacity(1 << 19, 512);
+        let waiter = member.waiter();
+        while owner.counters().members() == 0 {
+            owner.receive(&mut rx, waiter.now()).unwrap();
+        }
+        // The mark makes the sixth byte, and so the queue pair's number, begin with the prefix.
+        let mark = member.info().prefix.unwrap().value.wrapping_sub(5) as u8;
+        let mut received = 0;
+        let allocations = allocations_of(|| {
+            for _ in 0..50 {
+                for len in [64, 64, 4000, 4000, 30_000, 16] {
+                    push(&mut tx, address, address, 2, len, mark);
+                }
+                for _ in 0..20 {
+                    member.transmit(&mut tx, waiter.now()).unwrap();
+                    rx.clear();
+                    owner.receive(&mut rx, waiter.now()).unwrap();
+                    assert_eq!(rx.entries(), []);
+                    member.receive(&mut rx, waiter.now()).unwrap();
+                    received += rx.entries().len();
+                }
+                waiter.wait(Some(waiter.now() + Duration::from_micros(10)));
+            }
+        });
+        assert_eq!((allocations, received), (0, 300), "{io:?}");
     }
 }
 

@@ -86,3 +86,15 @@ fn a_link_that_comes_into_a_sandbox_works_on() {
         exchange(&mut link, &mut peer);
     }
 }
+
+#[test]
+fn where_links_cannot_share_they_say_so_and_work_alone() {
+    on_a_thread(|| {
+        forbid(libc::SYS_epoll_create1, libc::EPERM);
+        let mut link = udp(Io::Sockets);
+        let detail = &link.info().detail;
+        assert!(detail.contains("not shared (unix sockets or epoll: Operation not permitted"), "{detail}");
+        assert_eq!(link.info().prefix, None);
+        exchange(&mut link, &mut udp(Io::Sockets));
+    });
+}

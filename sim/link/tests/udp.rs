@@ -158,7 +158,7 @@ fn a_datagram_without_a_way_is_lost_and_the_others_are_not() {
 #[test]
 fn ipv6_has_no_identification_to_correct() {
     let loopback = "::1".parse().unwrap();
-    let mut link = match UdpLink::bind(loopback, &UdpOptions::default()) {
+    let mut link = match UdpLink::bind(loopback, &UdpOptions { join: false, ..UdpOptions::default() }) {
         Ok(link) => link,
         Err(error @ (BindError::InUse { .. } | BindError::NotLocal { .. })) => {
             return eprintln!("not tested: {error}");
@@ -200,18 +200,32 @@ fn a_link_may_change_hands_between_calls() {
 
 #[test]
 fn an_address_that_is_taken_says_by_whom_and_what_to_do() {
-    let link = udp(Io::Auto);
-    let address = link.info().address;
-    let error = UdpLink::bind(address, &UdpOptions::default()).err().unwrap();
-    let text = error.to_string();
-    assert!(matches!(error, BindError::InUse { address: a, .. } if a == address), "{text}");
-    for part in ["4791", &address.to_string(), "another address", "127."] {
-        assert!(text.contains(part), "{part:?} in {text:?}");
-    }
-    let us = format!("process {}", std::process::id());
-    assert!(text.contains(&us), "{us:?} in {text:?}");
+    let address = address();
+    // A program that knows nothing of us, and a link that does not share.
+    let stranger = UdpSocket::bind((address, 4791)).unwrap();
+    let refused = |options: &UdpOptions| {
+        let error = UdpLink::bind(address, options).err().unwrap();
+        let text = error.to_string();
+        assert!(matches!(error, BindError::InUse { address: a, .. } if a == address), "{text}");
+        let us = format!("process {}", std::process::id());
+        for part in ["4791", &address.to_string(), "another address", "127.", &us] {
+            assert!(text.contains(part), "{part:?} in {text:?}");
+        }
+    };
+    let alone = UdpOptions { share: false, ..UdpOptions::default() };
+    let first = UdpOptions { join: false, ..UdpOptions::default() };
+    let all = [&alone, &first, &UdpOptions::default()];
+    all.iter().for_each(|options| refused(options));
+    drop(stranger);
+    let link = UdpLink::bind(address, &alone).unwrap();
+    assert_eq!(link.info().prefix, None);
+    all.iter().for_each(|options| refused(options));
     drop(link);
-    UdpLink::bind(address, &UdpOptions::default()).unwrap();
+    // One that shares is in the way of those only that do not join.
+    let link = UdpLink::bind(address, &UdpOptions::default()).unwrap();
+    [&alone, &first].iter().for_each(|options| refused(options));
+    drop(link);
+    UdpLink::bind(address, &alone).unwrap();
 }
 
 #[test]
@@ -230,7 +244,7 @@ fn the_largest_datagram_is_what_the_interface_of_the_address_carries() {
         return eprintln!("not tested: this host has no network");
     }
     let address = probe.local_addr().unwrap().ip();
-    let link = match UdpLink::bind(address, &UdpOptions::default()) {
+    let link = match UdpLink::bind(address, &UdpOptions { join: false, ..UdpOptions::default() }) {
         Ok(link) => link,
         Err(error @ BindError::InUse { .. }) => return eprintln!("not tested: {error}"),
         Err(error) => panic!("{error}"),

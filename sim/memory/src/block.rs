@@ -83,6 +83,20 @@ impl Block {
         Ok(Block { base: map(len, None)?, len, id: next_id(), fd: None })
     }
 
+    /// Maps the block that another process made with [`Block::new`] and handed over by its descriptor, which
+    /// is closed: this block has none.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a length of zero or above `isize::MAX`; `InvalidData` if the descriptor is no sealed
+    /// memory file of exactly `len` bytes, since accesses to another file could fault; otherwise what the
+    /// system said.
+    pub fn open(fd: OwnedFd, len: usize) -> io::Result<Block> {
+        check_len(len)?;
+        check_foreign(&fd, len)?;
+        let base = map(len, Some(fd.as_fd()))?;
+        Ok(Block { base, len, id: next_id(), fd: None })
+    }
+
     fn allocate(len: usize, sharing: Sharing) -> io::Result<Block> {
         check_len(len)?;
         let (base, fd) = match memory_file(len) {
@@ -118,7 +132,7 @@ impl Block {
         self.base.as_ptr()
     }
 
-    /// The memory file, for another process to map; `None` if the memory is anonymous.
+    /// The memory file, for another process to map; `None` if the memory is anonymous, or another's.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.fd.as_ref().map(AsFd::as_fd)
     }
@@ -282,6 +296,29 @@ fn seal(fd: &OwnedFd, sharing: Sharing) -> Result<(), Errno> {
     rustix::fs::fcntl_add_seals(fd, SealFlags::SEAL)
 }
 
+/// Refuses a file of another process whose size may change or whose pages may be missing.
+fn check_foreign(fd: &OwnedFd, len: usize) -> io::Result<()> {
+    // The file system of memory files, tmpfs (TMPFS_MAGIC): huge pages of hugetlbfs may run out, which
+    // turns an access into SIGBUS.
+    const TMPFS: i64 = 0x0102_1994;
+    let invalid = |what: String| Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    let Ok(seals) = rustix::fs::fcntl_get_seals(fd) else {
+        return invalid("a descriptor of no memory file".to_owned());
+    };
+    if !seals.contains(SealFlags::SHRINK | SealFlags::SEAL) {
+        return invalid(format!("a memory file that may shrink (seals {seals:?})"));
+    }
+    let system = rustix::fs::fstatfs(fd)?.f_type as i64;
+    if system != TMPFS {
+        return invalid(format!("a file of file system {system:#x}, not a memory file of small pages"));
+    }
+    let size = rustix::fs::fstat(fd)?.st_size;
+    if u64::try_from(size) != Ok(len as u64) {
+        return invalid(format!("a memory file of {size} bytes instead of {len}"));
+    }
+    Ok(())
+}
+
 fn map(len: usize, fd: Option<BorrowedFd<'_>>) -> Result<NonNull<u8>, Errno> {
     let protection = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: a null hint without MAP_FIXED makes a new mapping, and so disturbs no memory in use.
@@ -418,6 +455,30 @@ mod tests {
         assert_eq!(rustix::fs::ftruncate(fd, 0), Err(Errno::PERM));
         assert_eq!(rustix::fs::ftruncate(fd, 16384), Err(Errno::PERM));
         assert_eq!(rustix::fs::fcntl_add_seals(fd, SealFlags::WRITE), Err(Errno::PERM));
+    }
+
+    #[test]
+    fn a_block_is_opened_by_its_descriptor_and_nothing_else_is() {
+        let block = Block::new(8192).unwrap();
+        let again = || block.fd().unwrap().try_clone_to_owned().unwrap();
+        let other = Block::open(again(), 8192).unwrap();
+        block.write(100, b"seen").unwrap();
+        let mut out = [0; 4];
+        other.read(100, &mut out).unwrap();
+        assert_eq!(&out, b"seen");
+        assert!(other.fd().is_none());
+
+        let refused = |fd, len| Block::open(fd, len).unwrap_err().to_string();
+        assert!(refused(again(), 4096).contains("8192 bytes instead of 4096"));
+        assert!(refused(again(), 8193).contains("instead of 8193"));
+        assert_eq!(Block::open(again(), 0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        let unsealed = memory_file(4096).unwrap();
+        assert!(refused(unsealed, 4096).contains("may shrink"));
+        let plain = std::fs::File::open("/dev/null").unwrap();
+        assert!(refused(plain.into(), 4096).contains("no memory file"));
+        // Sealed against new writers: it cannot be mapped for writing.
+        let read_only = Block::new_read_only_to_others(4096).unwrap();
+        assert!(Block::open(read_only.fd().unwrap().try_clone_to_owned().unwrap(), 4096).is_err());
     }
 
     #[test]

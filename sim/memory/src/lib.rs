@@ -6,6 +6,7 @@
 //!   checked. [`ForeignMemory`] is memory of the program that may be registered.
 //! - [`copy`]: copies from and to memory that may change meanwhile, alone or fused with a CRC.
 //! - [`ring()`]: single-producer, single-consumer rings of plain values, without a pointer inside.
+//! - [`record_ring`]: the same for records of any length, between processes, with a doorbell.
 //!
 //! # Racy memory
 //! Registered memory belongs to the program, and a program (or a peer with a right to it) may write
@@ -25,4 +26,5 @@ pub use region::{
     Access, AccessError, Bind, BindError, Change, DeregisterError, ForeignMemory, Memory, Owner, RegionInfo,
     RegionKind, RegionTable, RegisterError, Span, SpanError, WindowBinding, WindowId, WindowInfo, WindowType,
 };
+pub use ring::record::{Bell, Note, Popped, RecordConsumer, RecordProducer, record_ring};
 pub use ring::{Consumer, Producer, ring, ring_with_tail};

@@ -32,6 +32,7 @@ mod connect;
 mod disconnect;
 mod ip_header;
 mod reject;
+mod route;
 mod service_id;
 mod sidr;
 
@@ -40,6 +41,7 @@ pub use connect::{Ece, Path, Rep, Req, Rtu, Transport};
 pub use disconnect::{Drep, Dreq};
 pub use ip_header::IpHeader;
 pub use reject::{Mra, Rej, RejectReason, Subject};
+pub use route::Route;
 pub use service_id::{PortSpace, ServiceId};
 pub use sidr::{SidrRep, SidrReq, SidrStatus};
 

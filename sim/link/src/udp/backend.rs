@@ -29,9 +29,11 @@ pub(super) trait Kernel {
 /// full segmented sends 10 % (6.9 and 7.6 GB/s); divided like this, both are what plain calls give.
 const RING_FROM: usize = 2;
 
-/// One socket, and the ways to use it.
+/// The sockets of a link, and the ways to use them.
 pub(super) struct Backend {
-    socket: Arc<UdpSocket>,
+    sending: Arc<UdpSocket>,
+    /// `None` while another link receives for this one.
+    receiving: Option<Arc<UdpSocket>>,
     calls: Calls,
     ring: Option<Ring>,
     /// Everything goes through the ring. Otherwise only what it is good for does.
@@ -39,14 +41,24 @@ pub(super) struct Backend {
 }
 
 impl Backend {
-    pub(super) fn new(socket: Arc<UdpSocket>, ring: Option<Ring>, ring_only: bool) -> Backend {
-        Backend { socket, calls: Calls::new(), ring, ring_only }
+    pub(super) fn new(
+        sending: Arc<UdpSocket>,
+        receiving: Option<Arc<UdpSocket>>,
+        ring: Option<Ring>,
+        ring_only: bool,
+    ) -> Backend {
+        Backend { sending, receiving, calls: Calls::new(), ring, ring_only }
+    }
+
+    /// From now on, what arrives at this socket is received.
+    pub(super) fn receive_from(&mut self, socket: Option<Arc<UdpSocket>>) {
+        self.receiving = socket;
     }
 }
 
 impl Kernel for Backend {
     fn send(&mut self, runs: &[Run], bytes: &[u8]) -> (usize, Option<Errno>) {
-        let fd = self.socket.as_fd();
+        let fd = self.sending.as_fd();
         if let Some(ring) = &mut self.ring
             && (self.ring_only || runs.len() >= RING_FROM)
         {
@@ -68,7 +80,8 @@ impl Kernel for Backend {
     }
 
     fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, Errno> {
-        let fd = self.socket.as_fd();
+        let Some(receiving) = &self.receiving else { return Err(Errno::AGAIN) };
+        let fd = receiving.as_fd();
         if self.ring_only
             && let Some(ring) = &mut self.ring
         {

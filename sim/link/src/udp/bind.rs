@@ -61,6 +61,30 @@ pub enum BindError {
         /// What the system said.
         source: io::Error,
     },
+    /// As many links as can share an address do.
+    #[error(
+        "{address} has {limit} links already, and no more can share an address; \
+         close some, or take another address"
+    )]
+    Crowded {
+        /// The address that was asked for.
+        address: IpAddr,
+        /// How many links can share it.
+        limit: u32,
+    },
+    /// Another link has the port, and does not share it with this one.
+    #[error(
+        "{owner} has UDP port {ROCE_PORT} of {address} and does not share it with this process: {reason}; {}",
+        another_address(*address)
+    )]
+    Refused {
+        /// The address that was asked for.
+        address: IpAddr,
+        /// The process that has the port.
+        owner: String,
+        /// Why it does not share it.
+        reason: String,
+    },
     /// io_uring was asked for, and cannot be used here.
     #[error("io_uring was asked for and cannot be used: {reason}; plain sockets always work")]
     NoUring {
@@ -138,21 +162,50 @@ pub(super) struct Bound {
     pub(super) mtu: usize,
 }
 
-/// Binds an unconnected, non-blocking socket to the RoCE port of `address`.
-pub(super) fn bind(address: IpAddr) -> Result<Bound, BindError> {
+/// Refuses addresses that peers could not answer to.
+pub(super) fn check(address: IpAddr) -> Result<(), BindError> {
     let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
     if address.is_unspecified() || address.is_multicast() || broadcast {
         return Err(BindError::NotUnicast { address });
     }
-    let socket = UdpSocket::bind((address, ROCE_PORT)).map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => BindError::InUse { address, holder: holder(address) },
+    Ok(())
+}
+
+/// Binds an unconnected, non-blocking socket to a port of `address`; to any free one, if that is 0.
+pub(super) fn take(address: IpAddr, port: u16) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind((address, port))?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// Binds a socket that only sends: to any port but the one that peers send to.
+pub(super) fn take_any(address: IpAddr) -> io::Result<UdpSocket> {
+    let socket = take(address, 0)?;
+    if socket.local_addr()?.port() != ROCE_PORT {
+        return Ok(socket);
+    }
+    // Of all free ports it was that, whose owner has just gone: held until there is another one.
+    take(address, 0)
+}
+
+/// What it means that a port could not be taken.
+pub(super) fn refusal(address: IpAddr, source: io::Error) -> BindError {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => in_use(address),
         io::ErrorKind::AddrNotAvailable => BindError::NotLocal { address },
         io::ErrorKind::PermissionDenied => BindError::Denied { address, source },
         _ => BindError::System { address, action: "binding a socket", source },
-    })?;
-    let fail = |action| move |source| BindError::System { address, action, source };
-    socket.set_nonblocking(true).map_err(fail("making a socket non-blocking"))?;
+    }
+}
 
+/// Somebody has the RoCE port of `address`.
+pub(super) fn in_use(address: IpAddr) -> BindError {
+    BindError::InUse { address, holder: holder(address) }
+}
+
+/// Makes a socket that was [taken](take) ready to send and receive.
+pub(super) fn prepare(address: IpAddr, socket: UdpSocket) -> Result<Bound, BindError> {
+    let fail = |action| move |source| BindError::System { address, action, source };
     let fd = socket.as_fd();
     // With "don't fragment" and no connection, plain sends have the IP identification 0, and
     // segment k of a segmented send has k: the ICRC covers it, so it has to be known.
@@ -298,11 +351,12 @@ mod tests {
     fn addresses_that_cannot_be_had() {
         for address in ["0.0.0.0", "::", "224.0.0.1", "ff02::1", "255.255.255.255"] {
             let address = address.parse().unwrap();
-            assert!(matches!(bind(address), Err(BindError::NotUnicast { .. })), "{address}");
+            assert!(matches!(check(address), Err(BindError::NotUnicast { .. })), "{address}");
         }
         // TEST-NET-3 and the documentation prefix are nobody's.
         for address in ["203.0.113.77", "2001:db8::77"] {
-            let error = bind(address.parse().unwrap()).err().unwrap();
+            let ip: IpAddr = address.parse().unwrap();
+            let error = refusal(ip, take(ip, ROCE_PORT).unwrap_err());
             assert!(matches!(error, BindError::NotLocal { .. }), "{error}");
             assert!(error.to_string().contains(address), "{error}");
         }

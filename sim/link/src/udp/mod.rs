@@ -9,10 +9,12 @@ mod control;
 mod patience;
 mod receive;
 mod runs;
+mod share;
 mod sys;
 mod transmit;
 mod waiter;
 
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,9 +27,10 @@ pub use bind::{BindError, Holder};
 
 use backend::Backend;
 use receive::Receiver;
+use share::{Change, Role, Sharing};
 use sys::Ring;
 use transmit::Transmitter;
-use waiter::UdpWaiter;
+use waiter::{Sources, UdpWaiter};
 
 /// The most that one receive can bring: an IP packet.
 const PACKET_MAX: usize = 65_535;
@@ -49,10 +52,23 @@ pub enum Io {
 }
 
 /// How a UDP link is made.
-#[derive(Clone, Default, Debug)]
+#[derive(Clone, Debug)]
 pub struct UdpOptions {
     /// How it talks to the kernel.
     pub io: Io,
+    /// Whether it shares its address with other links of this user, in this process and in others.
+    pub share: bool,
+    /// Whether it shares an address that another link has already; otherwise only with links to come.
+    pub join: bool,
+    /// What the prefix of a link that shares is drawn from: a seed for a run that can be repeated, or `None`
+    /// for another one each time.
+    pub seed: Option<u64>,
+}
+
+impl Default for UdpOptions {
+    fn default() -> Self {
+        UdpOptions { io: Io::default(), share: true, join: true, seed: None }
+    }
 }
 
 /// What a UDP link counts. Shared with whoever watches it.
@@ -63,6 +79,12 @@ pub struct UdpCounters {
     received: AtomicU64,
     lost: AtomicU64,
     full: AtomicU64,
+    forwarded: AtomicU64,
+    overrun: AtomicU64,
+    unclaimed: AtomicU64,
+    refused: AtomicU64,
+    takeovers: AtomicU64,
+    members: AtomicU64,
 }
 
 impl UdpCounters {
@@ -90,6 +112,36 @@ impl UdpCounters {
     pub fn full(&self) -> u64 {
         self.full.load(Ordering::Relaxed)
     }
+
+    /// Datagrams that this link received for others that share its address, and handed over.
+    pub fn forwarded(&self) -> u64 {
+        self.forwarded.load(Ordering::Relaxed)
+    }
+
+    /// Datagrams for others that were lost, since those do not take what is handed over to them.
+    pub fn overrun(&self) -> u64 {
+        self.overrun.load(Ordering::Relaxed)
+    }
+
+    /// Datagrams for queue pair numbers that no link of the address has.
+    pub fn unclaimed(&self) -> u64 {
+        self.unclaimed.load(Ordering::Relaxed)
+    }
+
+    /// Links, or whoever connected, that were refused a share of the address.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// How often the link that received for this one went away.
+    pub fn takeovers(&self) -> u64 {
+        self.takeovers.load(Ordering::Relaxed)
+    }
+
+    /// Links that this one receives for at the moment.
+    pub fn members(&self) -> u64 {
+        self.members.load(Ordering::Relaxed)
+    }
 }
 
 /// Adds to a counter that only one thread at a time writes.
@@ -97,7 +149,10 @@ fn count(counter: &AtomicU64, n: usize) {
     counter.store(counter.load(Ordering::Relaxed) + n as u64, Ordering::Relaxed);
 }
 
-/// A link over UDP port 4791 of one address.
+/// A link over UDP port 4791 of one address, which it may share with others: see [`UdpOptions::share`].
+///
+/// Of the links that share an address, one has the port and hands datagrams over to the others, by the
+/// [prefix](LinkInfo::prefix) of their numbers; when it closes or dies, another one takes over.
 pub struct UdpLink {
     info: LinkInfo,
     waiter: Arc<UdpWaiter>,
@@ -105,16 +160,39 @@ pub struct UdpLink {
     backend: Backend,
     transmitter: Transmitter,
     receiver: Receiver,
+    source_port: u16,
+    /// After the backend, so that the port is free when the other links hear that this one is gone.
+    sharing: Option<Sharing>,
 }
 
 impl UdpLink {
-    /// Binds UDP port 4791 of `address`, which has to be an address of this host.
+    /// Binds UDP port 4791 of `address`, which has to be an address of this host; or joins the link that has
+    /// it.
     ///
     /// # Errors
-    /// When the port is taken, or is not to be had on this address, or when `options` ask for what
-    /// the system does not permit.
+    /// When the port is taken by somebody who does not share it, or is not to be had on this address, or
+    /// when `options` ask for what the system does not permit.
     pub fn bind(address: IpAddr, options: &UdpOptions) -> Result<UdpLink, BindError> {
-        let bound = bind::bind(address)?;
+        bind::check(address)?;
+        let counters = Arc::<UdpCounters>::default();
+        let (mut sharing, alone) = match options.share {
+            true => Sharing::claim(address, options.seed, Arc::clone(&counters))?,
+            false => (None, None),
+        };
+        let role = match &mut sharing {
+            Some(sharing) => sharing.open(options.join)?,
+            None => Change::Owner(bind::take(address, ROCE_PORT).map_err(|e| bind::refusal(address, e))?),
+        };
+        // A link keeps the port that it sends from for as long as it lives: the ICRC of what queue pairs
+        // send covers it.
+        let (socket, bell) = match role {
+            Change::Owner(socket) => (socket, None),
+            Change::Member(bell) => {
+                (bind::take_any(address).map_err(|e| bind::refusal(address, e))?, Some(Arc::new(bell)))
+            }
+            Change::Seeking => return Err(bind::in_use(address)),
+        };
+        let bound = bind::prepare(address, socket)?;
         let ring = match options.io {
             Io::Sockets => Err("as was asked".to_owned()),
             Io::Auto | Io::Uring => Ring::new(address, bound.gso),
@@ -130,6 +208,9 @@ impl UdpLink {
         detail.extend(bound.gso.then(|| "GSO".to_owned()));
         detail.extend(bound.gro.then(|| "GRO".to_owned()));
         detail.extend(bound.capped);
+        let prefix = sharing.as_ref().map(Sharing::prefix);
+        detail.extend(alone.map(|reason| format!("not shared ({reason})")));
+        detail.extend(prefix.map(|prefix| format!("number prefix {:#04x}", prefix.value)));
         let max_datagram = match address {
             IpAddr::V4(_) => bound.mtu.saturating_sub(20 + 8).min(PACKET_MAX - 20 - 8),
             IpAddr::V6(_) => bound.mtu.saturating_sub(40 + 8).min(PACKET_MAX - 8),
@@ -140,17 +221,21 @@ impl UdpLink {
             address,
             max_datagram,
             reliable: false,
-            prefix: None,
+            prefix,
         };
-        let socket = Arc::new(bound.socket);
-        let counters = Arc::<UdpCounters>::default();
+        let sending = Arc::new(bound.socket);
+        let source_port = sending.local_addr().map_or(ROCE_PORT, |local| local.port());
+        let receiving = bell.is_none().then(|| Arc::clone(&sending));
+        let sources = Sources { socket: receiving.clone(), bell };
         Ok(UdpLink {
             info,
-            waiter: Arc::new(UdpWaiter::new(Arc::clone(&socket))),
-            backend: Backend::new(socket, ring.ok(), options.io == Io::Uring),
+            waiter: Arc::new(UdpWaiter::new(sources, sharing.as_ref().map(Sharing::events))),
+            backend: Backend::new(sending, receiving, ring.ok(), options.io == Io::Uring),
             transmitter: Transmitter::new(bound.gso, Arc::clone(&counters)),
             receiver: Receiver::new(address, Arc::clone(&counters)),
             counters,
+            source_port,
+            sharing,
         })
     }
 
@@ -160,7 +245,77 @@ impl UdpLink {
     }
 
     fn broken(&self, action: &str, errno: Errno) -> LinkError {
-        LinkError { action: format!("{action} {}:{ROCE_PORT}", self.info.address), source: errno.into() }
+        self.hopeless(action, errno.into())
+    }
+
+    fn hopeless(&self, action: &str, source: io::Error) -> LinkError {
+        LinkError { action: format!("{action} {}:{ROCE_PORT}", self.info.address), source }
+    }
+
+    /// Hears what other links of this address have to say, and changes roles if it is time to.
+    #[cold]
+    fn attend(&mut self, now: Time) -> Result<(), BindError> {
+        let Some(sharing) = &mut self.sharing else { return Ok(()) };
+        let (rung, change) = sharing.attend(now)?;
+        if rung {
+            // Of those who slept, one came here and took the ringing away.
+            self.waiter.rouse();
+        }
+        change.map_or(Ok(()), |change| self.change(change))
+    }
+
+    fn change(&mut self, change: Change) -> Result<(), BindError> {
+        let sources = match change {
+            Change::Owner(socket) => {
+                let socket = bind::prepare(self.info.address, socket)?.socket;
+                Sources { socket: Some(Arc::new(socket)), bell: None }
+            }
+            Change::Member(bell) => Sources { socket: None, bell: Some(Arc::new(bell)) },
+            Change::Seeking => Sources::default(),
+        };
+        self.listen_to(sources);
+        Ok(())
+    }
+
+    fn listen_to(&mut self, sources: Sources) {
+        self.backend.receive_from(sources.socket.clone());
+        self.waiter.listen_to(sources);
+    }
+
+    fn try_receive(&mut self, batch: &mut RxBatch, now: Time) -> Result<(), LinkError> {
+        let due = self.sharing.as_mut().is_some_and(|sharing| sharing.is_due(now));
+        if due || self.waiter.take_called() {
+            self.attend(now).map_err(|e| self.hopeless("receiving at", io::Error::other(e)))?;
+        }
+        let UdpLink { backend, receiver, sharing, .. } = self;
+        let done = match sharing.as_mut().map(Sharing::role) {
+            None => receiver.receive(backend, None, batch),
+            Some(Role::Owner(owner)) => {
+                let done = receiver.receive(backend, Some(owner), batch);
+                owner.flush();
+                done
+            }
+            Some(Role::Member(member)) => {
+                member.receive(batch, &self.counters);
+                if member.is_over()
+                    && let Some(change) = sharing.as_mut().map(|sharing| sharing.seek(now))
+                {
+                    self.change(change).map_err(|e| self.hopeless("receiving at", io::Error::other(e)))?;
+                }
+                Ok(())
+            }
+            Some(Role::Seeking(_)) => Ok(()),
+            // After an error that said why.
+            Some(Role::Over) => Err(Errno::NOTCONN),
+        };
+        done.map_err(|errno| self.broken("receiving at", errno))
+    }
+}
+
+impl Drop for UdpLink {
+    fn drop(&mut self) {
+        // Whoever still has the waiter must not keep the port.
+        self.waiter.listen_to(Sources::default());
     }
 }
 
@@ -178,8 +333,33 @@ impl Link for UdpLink {
         done.map_err(|errno| self.broken("sending from", errno))
     }
 
-    fn receive(&mut self, batch: &mut RxBatch, _now: Time) -> Result<(), LinkError> {
-        let done = self.receiver.receive(&mut self.backend, batch);
-        done.map_err(|errno| self.broken("receiving at", errno))
+    fn receive(&mut self, batch: &mut RxBatch, now: Time) -> Result<(), LinkError> {
+        let received = self.try_receive(batch, now);
+        if received.is_err() {
+            // A link that does not receive must not keep others from it.
+            if let Some(sharing) = &mut self.sharing {
+                sharing.give_up();
+                self.listen_to(Sources::default());
+            }
+        }
+        received
+    }
+
+    fn source_port(&self, _flow_hash: u32) -> u16 {
+        self.source_port
+    }
+
+    fn claim_service(&mut self, id: u64) -> io::Result<()> {
+        self.sharing.as_mut().map_or(Ok(()), |sharing| sharing.claim_service(id))
+    }
+
+    fn release_service(&mut self, id: u64) {
+        if let Some(sharing) = &mut self.sharing {
+            sharing.release_service(id);
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Time> {
+        self.sharing.as_ref().and_then(Sharing::next_deadline)
     }
 }

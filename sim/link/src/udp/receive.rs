@@ -7,6 +7,7 @@ use anyverbs_nic::link::{RxBatch, RxEntry};
 use rustix::io::Errno;
 
 use super::backend::Kernel;
+use super::share::Owner;
 use super::sys::Received;
 use super::{PACKET_MAX, UdpCounters, count};
 
@@ -31,7 +32,7 @@ impl Carry {
 }
 
 /// Bytes of the buffer that the entries of a batch take.
-fn filled(batch: &RxBatch) -> usize {
+pub(super) fn filled(batch: &RxBatch) -> usize {
     batch.entries().iter().map(|entry| entry.start + entry.len).max().unwrap_or(0)
 }
 
@@ -54,34 +55,56 @@ pub(super) struct Receiver {
     carry: Carry,
     /// The last receive found nothing, so what comes now probably comes alone.
     quiet: bool,
+    /// Datagrams of the last receive that were other links'.
+    others: usize,
     counters: Arc<UdpCounters>,
+}
+
+/// Whether a datagram is for this link; if it is another's, that one has it now.
+#[inline]
+fn keeps(owner: &mut Option<&mut Owner>, entry: &RxEntry, datagram: &[u8]) -> bool {
+    match owner {
+        Some(owner) => owner.keeps(entry, datagram),
+        None => true,
+    }
 }
 
 impl Receiver {
     pub(super) fn new(address: IpAddr, counters: Arc<UdpCounters>) -> Receiver {
-        Receiver { address, carry: Carry::new(), quiet: true, counters }
+        Receiver { address, carry: Carry::new(), quiet: true, others: 0, counters }
     }
 
-    /// Adds what has arrived to `batch`.
+    /// Adds what has arrived to `batch`, but what `owner` hands over to other links.
     ///
     /// # Errors
     /// When the socket is no good.
-    pub(super) fn receive(&mut self, kernel: &mut impl Kernel, batch: &mut RxBatch) -> Result<(), Errno> {
+    pub(super) fn receive(
+        &mut self,
+        kernel: &mut impl Kernel,
+        owner: Option<&mut Owner>,
+        batch: &mut RxBatch,
+    ) -> Result<(), Errno> {
         if batch.room() == 0 {
             return Ok(());
         }
         let before = batch.room();
-        let result = self.receive_some(kernel, batch);
+        self.others = 0;
+        let result = self.receive_some(kernel, owner, batch);
         let received = before - batch.room();
         count(&self.counters.received, received);
-        self.quiet = received == 0;
+        self.quiet = received + self.others == 0;
         result
     }
 
-    fn receive_some(&mut self, kernel: &mut impl Kernel, batch: &mut RxBatch) -> Result<(), Errno> {
+    fn receive_some(
+        &mut self,
+        kernel: &mut impl Kernel,
+        mut owner: Option<&mut Owner>,
+        batch: &mut RxBatch,
+    ) -> Result<(), Errno> {
         // Bytes of the batch's buffer are used from the front; it grows by what this call adds.
         let mut used = filled(batch);
-        self.hand_over_carry(batch, &mut used);
+        self.hand_over_carry(&mut owner, batch, &mut used);
         for _ in 0..CALLS_MAX {
             if self.carry.rest.is_some() {
                 break;
@@ -101,12 +124,15 @@ impl Receiver {
             match found {
                 Ok(found) if roomy => {
                     let found = Received { start: used, ..found };
-                    used += found.len;
-                    self.hand_over(batch, found);
+                    let before = batch.room();
+                    self.hand_over(&mut owner, batch, found);
+                    if batch.room() < before {
+                        used += found.len;
+                    }
                 }
                 Ok(found) => {
                     self.carry.rest = Some(found);
-                    self.hand_over_carry(batch, &mut used);
+                    self.hand_over_carry(&mut owner, batch, &mut used);
                 }
                 Err(Errno::AGAIN) => break,
                 Err(errno @ (Errno::BADF | Errno::NOTSOCK | Errno::FAULT)) => {
@@ -138,7 +164,7 @@ impl Receiver {
 
     /// Notes the datagrams of `found`, whose bytes are in the batch's buffer. Those beyond the
     /// batch's room are copied to the carry.
-    fn hand_over(&mut self, batch: &mut RxBatch, mut found: Received) {
+    fn hand_over(&mut self, owner: &mut Option<&mut Owner>, batch: &mut RxBatch, mut found: Received) {
         let Some(source) = found.source else { return };
         loop {
             let before = found;
@@ -146,6 +172,10 @@ impl Receiver {
                 return;
             };
             let entry = self.entry(source, &found, start, len);
+            if !keeps(owner, &entry, batch.buffer().get(entry.range()).unwrap_or_default()) {
+                self.others += 1;
+                continue;
+            }
             if !batch.push(entry) {
                 let rest = before.start..before.start + before.len;
                 self.carry.bytes[..before.len].copy_from_slice(&batch.bytes()[rest]);
@@ -157,7 +187,7 @@ impl Receiver {
 
     /// Copies datagrams from the carry to the batch, as many as fit; one that can never fit is
     /// lost.
-    fn hand_over_carry(&mut self, batch: &mut RxBatch, used: &mut usize) {
+    fn hand_over_carry(&mut self, owner: &mut Option<&mut Owner>, batch: &mut RxBatch, used: &mut usize) {
         let Some(mut rest) = self.carry.rest else { return };
         let Some(source) = rest.source else {
             self.carry.rest = None;
@@ -170,10 +200,15 @@ impl Receiver {
                 return;
             };
             let at = *used;
+            let entry = self.entry(source, &rest, at, len);
+            if !keeps(owner, &entry, &self.carry.bytes[start..start + len]) {
+                self.others += 1;
+                continue;
+            }
             if let Some(target) = batch.buffer().get_mut(at..at + len) {
                 target.copy_from_slice(&self.carry.bytes[start..start + len]);
                 *used += len;
-                batch.push(self.entry(source, &rest, at, len));
+                batch.push(entry);
             } else if at > 0 {
                 rest = before;
                 break;
@@ -218,7 +253,7 @@ mod tests {
     /// The first bytes of what one receive adds to an empty batch.
     fn receive(receiver: &mut Receiver, kernel: &mut Scripted, batch: &mut RxBatch) -> Vec<u8> {
         batch.clear();
-        receiver.receive(kernel, batch).unwrap();
+        receiver.receive(kernel, None, batch).unwrap();
         let bytes = |entry: &RxEntry| {
             assert_eq!((entry.ecn, entry.source_port), (1, 4791));
             let bytes = &batch.bytes()[entry.range()];
@@ -264,7 +299,7 @@ mod tests {
         assert_eq!(receive(&mut receiver, &mut kernel, &mut batch), []);
         assert_eq!(kernel.0.len(), 1000 - CALLS_MAX);
         let mut kernel = Scripted([Err(Errno::BADF)].into());
-        assert_eq!(receiver.receive(&mut kernel, &mut batch), Err(Errno::BADF));
+        assert_eq!(receiver.receive(&mut kernel, None, &mut batch), Err(Errno::BADF));
     }
 
     #[test]

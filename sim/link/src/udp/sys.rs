@@ -48,6 +48,36 @@ pub(super) fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i3
     if rc == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Who is at the other end of a unix socket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Peer {
+    /// The process; 0 if it is of another pid namespace.
+    pub(super) pid: u32,
+    /// Its user when it connected, or listened.
+    pub(super) uid: u32,
+}
+
+/// Who is at the other end of a unix socket that was connected.
+pub(super) fn peer(fd: impl AsFd) -> Result<Peer, Errno> {
+    let mut found = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    let fd = fd.as_fd().as_raw_fd();
+    let at = ptr::from_mut(&mut found).cast();
+    // SAFETY: the kernel writes at most `len` bytes to `found`, which has that many and which any bytes
+    // are valid for; both outlive the call.
+    let rc = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, at, &raw mut len) };
+    if rc != 0 {
+        return Err(last_errno());
+    }
+    Ok(Peer { pid: found.pid.cast_unsigned(), uid: found.uid })
+}
+
+/// The user that this process acts for.
+pub(super) fn own_uid() -> u32 {
+    // SAFETY: the call has no arguments and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
 /// The name of the interface that has exactly this address.
 pub(super) fn interface_of(address: IpAddr) -> io::Result<Option<String>> {
     let mut list: *mut libc::ifaddrs = ptr::null_mut();

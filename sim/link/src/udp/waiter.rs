@@ -1,11 +1,13 @@
-//! Where threads sleep until the socket has something.
+//! Where threads sleep until there is something to receive.
 
 use std::net::UdpSocket;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use anyverbs_memory::Bell;
 use anyverbs_nic::Time;
 use anyverbs_nic::link::Waiter;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -23,32 +25,75 @@ fn bed() -> Option<Arc<OwnedFd>> {
     eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok().map(Arc::new)
 }
 
-/// The waiter of a UDP link: CLOCK_MONOTONIC, and ppoll on the socket.
+/// The waiter of a UDP link: CLOCK_MONOTONIC, and ppoll on the socket, and on those of other links that
+/// share its address.
 ///
 /// Each sleeping thread has an eventfd of its own: of one that all share, the first thread to wake
 /// would have to take the mark away, and the others would sleep on.
 pub(super) struct UdpWaiter {
-    socket: Arc<UdpSocket>,
+    /// Readable when other links have something to say.
+    events: Option<Arc<OwnedFd>>,
+    /// It was, and nobody has looked since.
+    called: AtomicBool,
     sleepers: Mutex<Sleepers>,
     /// Where processors are few.
     patience: Option<Patience>,
 }
 
+/// Where datagrams come from.
+#[derive(Clone, Default)]
+pub(super) struct Sources {
+    /// The socket that has the port.
+    pub(super) socket: Option<Arc<UdpSocket>>,
+    /// The ring that another link puts them into; it rings by way of the events.
+    pub(super) bell: Option<Arc<Bell>>,
+}
+
 struct Sleepers {
     /// Somebody called `wake` while nobody slept.
     pending: bool,
+    sources: Sources,
     asleep: Vec<Arc<OwnedFd>>,
     spare: Vec<Arc<OwnedFd>>,
 }
 
 impl UdpWaiter {
-    pub(super) fn new(socket: Arc<UdpSocket>) -> Self {
+    pub(super) fn new(sources: Sources, events: Option<Arc<OwnedFd>>) -> Self {
         let processors = thread::available_parallelism().map_or(1, usize::from);
         // Made now, for the one or two threads that mostly sleep; more are made when they come.
-        let mut sleepers =
-            Sleepers { pending: false, asleep: Vec::with_capacity(BEDS), spare: Vec::with_capacity(BEDS) };
+        let mut sleepers = Sleepers {
+            pending: false,
+            sources,
+            asleep: Vec::with_capacity(BEDS),
+            spare: Vec::with_capacity(BEDS),
+        };
         sleepers.spare.extend((0..BEDS).filter_map(|_| bed()));
-        UdpWaiter { socket, sleepers: Mutex::new(sleepers), patience: (processors <= 2).then(Patience::new) }
+        let called = AtomicBool::new(false);
+        UdpWaiter {
+            events,
+            called,
+            sleepers: Mutex::new(sleepers),
+            patience: (processors <= 2).then(Patience::new),
+        }
+    }
+
+    /// From now on, datagrams come from elsewhere.
+    pub(super) fn listen_to(&self, sources: Sources) {
+        let before = std::mem::replace(&mut self.sleepers().sources, sources);
+        drop(before);
+        self.rouse();
+    }
+
+    /// Ends the sleep of those who sleep now: what they sleep on has changed, or somebody else has taken
+    /// away what would have woken them.
+    pub(super) fn rouse(&self) {
+        self.sleepers().call();
+    }
+
+    /// Whether a sleep ended because other links have something to say, since this was last asked.
+    #[inline]
+    pub(super) fn take_called(&self) -> bool {
+        self.called.load(Ordering::Relaxed) && self.called.swap(false, Ordering::Relaxed)
     }
 
     fn sleepers(&self) -> MutexGuard<'_, Sleepers> {
@@ -56,8 +101,8 @@ impl UdpWaiter {
         self.sleepers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lies down: `None` if a `wake` came before.
-    fn lie_down(&self) -> Option<Option<Arc<OwnedFd>>> {
+    /// Lies down, in a bed if there is one: `None` if a `wake` came before.
+    fn lie_down(&self) -> Option<(Option<Arc<OwnedFd>>, Sources)> {
         let mut sleepers = self.sleepers();
         if std::mem::take(&mut sleepers.pending) {
             return None;
@@ -66,7 +111,7 @@ impl UdpWaiter {
         if let Some(bed) = &bed {
             sleepers.asleep.push(Arc::clone(bed));
         }
-        Some(bed)
+        Some((bed, sleepers.sources.clone()))
     }
 
     fn get_up(&self, bed: Arc<OwnedFd>) {
@@ -76,6 +121,28 @@ impl UdpWaiter {
         let _ = rustix::io::read(&*bed, &mut [0_u8; 8]);
         sleepers.spare.push(bed);
     }
+}
+
+impl Sleepers {
+    fn call(&self) {
+        for bed in &self.asleep {
+            // It fails only if the counter is full: then the thread is as good as awake.
+            let _ = rustix::io::write(&**bed, &1_u64.to_ne_bytes());
+        }
+    }
+}
+
+/// Polls those that there are for input; says which have some. Whatever ends it, a signal or an error
+/// included, is an early return.
+fn poll_any(fds: [Option<BorrowedFd<'_>>; 3], timeout: Option<&Timespec>) -> [bool; 3] {
+    let Some(some) = fds.into_iter().flatten().next() else {
+        let _ = poll(&mut [], timeout);
+        return [false; 3];
+    };
+    // One is polled twice in place of one that is not there.
+    let mut polled = fds.map(|fd| PollFd::from_borrowed_fd(fd.unwrap_or(some), PollFlags::IN));
+    let _ = poll(&mut polled, timeout);
+    std::array::from_fn(|i| fds[i].is_some() && !polled[i].revents().is_empty())
 }
 
 impl Waiter for UdpWaiter {
@@ -89,7 +156,7 @@ impl Waiter for UdpWaiter {
         if limit == Some(Duration::ZERO) {
             return;
         }
-        let Some(bed) = self.lie_down() else { return };
+        let Some((bed, sources)) = self.lie_down() else { return };
         if bed.is_none() {
             limit = Some(limit.map_or(DEAF_SLEEP, |limit| limit.min(DEAF_SLEEP)));
         }
@@ -97,16 +164,16 @@ impl Waiter for UdpWaiter {
             tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: limit.subsec_nanos().into(),
         });
-        let socket = PollFd::new(&*self.socket, PollFlags::IN);
-        // Whatever ends it, a signal or an error included, is an early return.
-        match bed {
-            Some(bed) => {
-                let _ = poll(&mut [socket, PollFd::new(&*bed, PollFlags::IN)], timeout.as_ref());
-                self.get_up(bed);
+        if sources.bell.as_ref().is_none_or(|bell| bell.arm()) {
+            let socket = sources.socket.as_ref().map(|socket| socket.as_fd());
+            let fds = [socket, self.events.as_ref().map(|fd| fd.as_fd()), bed.as_ref().map(|fd| fd.as_fd())];
+            let [_, called, _] = poll_any(fds, timeout.as_ref());
+            if called {
+                self.called.store(true, Ordering::Relaxed);
             }
-            None => {
-                let _ = poll(&mut [socket], timeout.as_ref());
-            }
+        }
+        if let Some(bed) = bed {
+            self.get_up(bed);
         }
     }
 
@@ -115,10 +182,7 @@ impl Waiter for UdpWaiter {
         if sleepers.asleep.is_empty() {
             sleepers.pending = true;
         }
-        for bed in &sleepers.asleep {
-            // It fails only if the counter is full: then the thread is as good as awake.
-            let _ = rustix::io::write(&**bed, &1_u64.to_ne_bytes());
-        }
+        sleepers.call();
     }
 
     fn relax(&self) {
@@ -136,7 +200,8 @@ mod tests {
     use std::time::Instant;
 
     fn waiter() -> Arc<UdpWaiter> {
-        Arc::new(UdpWaiter::new(Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap())))
+        let socket = Some(Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap()));
+        Arc::new(UdpWaiter::new(Sources { socket, bell: None }, None))
     }
 
     fn asleep(waiter: &UdpWaiter) -> usize {
@@ -181,7 +246,8 @@ mod tests {
     #[test]
     fn a_datagram_ends_a_sleep() {
         let waiter = waiter();
-        let address = waiter.socket.local_addr().unwrap();
+        let socket = waiter.sleepers().sources.socket.clone().unwrap();
+        let address = socket.local_addr().unwrap();
         UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"x", address).unwrap();
         waiter.wait(None);
         assert_eq!(asleep(&waiter), 0);

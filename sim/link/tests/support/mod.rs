@@ -26,7 +26,7 @@ pub fn address() -> IpAddr {
 /// A UDP link on an address of its own, or why it cannot be had.
 pub fn bind(io: Io) -> Result<UdpLink, BindError> {
     loop {
-        match UdpLink::bind(address(), &UdpOptions { io }) {
+        match UdpLink::bind(address(), &UdpOptions { io, join: false, ..UdpOptions::default() }) {
             Err(BindError::InUse { .. }) => {}
             other => return other,
         }

@@ -5,6 +5,7 @@
 //! index once, checks it, and believes nothing else, so that a hostile peer can make a ring
 //! [poisoned](Consumer::is_poisoned) but cannot lead an access outside it.
 
+pub(crate) mod record;
 mod storage;
 
 use std::cell::Cell;

@@ -8,14 +8,16 @@ pub(super) use shared::{Storage, Word};
 #[cfg(not(loom))]
 mod shared {
     use std::io;
+    use std::os::fd::{BorrowedFd, OwnedFd};
     use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-    use crate::Block;
+    use crate::{Block, copy};
 
     // The layout, in bytes. Each index has two cache lines to itself, since CPUs prefetch in pairs.
     const TAIL: usize = 0;
     const HEAD: usize = 128;
-    const ENTRIES: usize = 256;
+    const BELL: usize = 256;
+    const ENTRIES: usize = 384;
 
     /// A ring in a [`Block`].
     pub(crate) struct Storage {
@@ -26,12 +28,25 @@ mod shared {
     impl Storage {
         /// `words` words of entries, and both indices at `start`.
         pub(crate) fn new(words: usize, start: u32) -> io::Result<Self> {
-            let len = words.checked_mul(8).and_then(|n| n.checked_add(ENTRIES));
-            let len = len.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-            let storage = Storage { block: Block::new_anonymous(len)?, words };
+            let storage = Storage { block: Block::new_anonymous(len(words)?)?, words };
             storage.tail().store(start, Ordering::Relaxed);
             storage.head().store(start, Ordering::Relaxed);
             Ok(storage)
+        }
+
+        /// The same in memory that another process can map, both indices at 0.
+        pub(crate) fn shared(words: usize) -> io::Result<Self> {
+            Ok(Storage { block: Block::new(len(words)?)?, words })
+        }
+
+        /// What another process made by `shared`, with as many words.
+        pub(crate) fn open(fd: OwnedFd, words: usize) -> io::Result<Self> {
+            Ok(Storage { block: Block::open(fd, len(words)?)?, words })
+        }
+
+        /// The memory file, if there is one.
+        pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+            self.block.fd()
         }
 
         /// The producer's index.
@@ -47,6 +62,28 @@ mod shared {
             unsafe { AtomicU32::from_ptr(self.block.as_ptr().add(HEAD).cast()) }
         }
 
+        /// Whether the consumer sleeps, or is about to.
+        pub(crate) fn bell(&self) -> &AtomicU32 {
+            // SAFETY: as in `tail`.
+            unsafe { AtomicU32::from_ptr(self.block.as_ptr().add(BELL).cast()) }
+        }
+
+        /// Copies bytes to the words from `first` on.
+        pub(crate) fn write(&self, first: usize, bytes: &[u8]) {
+            let words = self.entry(first, bytes.len().div_ceil(8));
+            // SAFETY: the words, which hold the bytes, lie inside the mapping and live as long as `self`; they
+            // are reached through atomics or such copies only. `bytes` is private memory: nobody gets a
+            // reference into a block that belongs to a ring.
+            unsafe { copy::copy_in(words.as_ptr().cast_mut().cast(), bytes) }
+        }
+
+        /// Copies bytes from the words from `first` on.
+        pub(crate) fn read(&self, first: usize, bytes: &mut [u8]) {
+            let words = self.entry(first, bytes.len().div_ceil(8));
+            // SAFETY: as in `write`.
+            unsafe { copy::copy_out(bytes, words.as_ptr().cast()) }
+        }
+
         /// The words of an entry, which are inside the ring by the mask of the indices.
         #[inline]
         pub(crate) fn entry(&self, first: usize, words: usize) -> &[Word] {
@@ -60,6 +97,12 @@ mod shared {
                 std::slice::from_raw_parts(entries.add(first), words)
             }
         }
+    }
+
+    /// Bytes of a ring with so many words of entries.
+    fn len(words: usize) -> io::Result<usize> {
+        let len = words.checked_mul(8).and_then(|n| n.checked_add(ENTRIES));
+        len.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
     }
 
     /// Eight bytes of an entry.
@@ -90,13 +133,15 @@ mod model {
     pub(crate) struct Storage {
         tail: AtomicU32,
         head: AtomicU32,
+        bell: AtomicU32,
         words: Vec<Word>,
     }
 
     impl Storage {
         pub(crate) fn new(words: usize, start: u32) -> io::Result<Self> {
             let words = (0..words).map(|_| Word(UnsafeCell::new(0))).collect();
-            Ok(Storage { tail: AtomicU32::new(start), head: AtomicU32::new(start), words })
+            let [tail, head, bell] = [start, start, 0].map(AtomicU32::new);
+            Ok(Storage { tail, head, bell, words })
         }
 
         pub(crate) fn tail(&self) -> &AtomicU32 {
@@ -105,6 +150,25 @@ mod model {
 
         pub(crate) fn head(&self) -> &AtomicU32 {
             &self.head
+        }
+
+        pub(crate) fn bell(&self) -> &AtomicU32 {
+            &self.bell
+        }
+
+        pub(crate) fn write(&self, first: usize, bytes: &[u8]) {
+            for (place, piece) in self.entry(first, bytes.len().div_ceil(8)).iter().zip(bytes.chunks(8)) {
+                let mut word = [0; 8];
+                word[..piece.len()].copy_from_slice(piece);
+                place.store(u64::from_ne_bytes(word));
+            }
+        }
+
+        pub(crate) fn read(&self, first: usize, bytes: &mut [u8]) {
+            let words = self.entry(first, bytes.len().div_ceil(8));
+            for (place, piece) in words.iter().zip(bytes.chunks_mut(8)) {
+                piece.copy_from_slice(&place.load().to_ne_bytes()[..piece.len()]);
+            }
         }
 
         pub(crate) fn entry(&self, first: usize, words: usize) -> &[Word] {

@@ -1,7 +1,7 @@
 use super::*;
 use crate::Psn;
 
-fn req() -> Req {
+pub(super) fn req() -> Req {
     Req {
         local_comm_id: 0x0102_0304,
         ece: Ece { vendor_id: 0x56_5242, options: 0x0708_090a },
