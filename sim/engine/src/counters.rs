@@ -18,6 +18,8 @@ macro_rules! counters {
 counters! {
     /// Datagrams sent.
     sent_pkts,
+    /// Datagrams lost on their way out: larger than the path to their destination carries.
+    tx_too_large,
     /// Datagrams received that passed all checks below the transport.
     rcvd_pkts,
     /// Requests that had been executed before.
@@ -63,6 +65,9 @@ counters! {
     rx_malformed,
     /// Datagrams dropped: the invariant CRC is wrong.
     rx_icrc_encapsulated,
+    /// Datagrams dropped: the invariant CRC is right only for an IP identification that was not seen and
+    /// that their sender has not shown to use.
+    rx_icrc_unproven_id,
     /// Datagrams dropped: no such queue pair.
     rx_unknown_qp,
     /// Datagrams dropped: not from the address that the queue pair is connected to.

@@ -270,6 +270,48 @@ fn take_over(io: Io) -> f64 {
     end.duration_since(closing.join().unwrap()).as_secs_f64() * 1e6
 }
 
+/// Nanoseconds for a datagram to itself and back out of the kernel, with these options; `reveal`: after a
+/// peer was heard that uses IP identifications.
+fn to_itself(options: &UdpOptions, reveal: bool) -> f64 {
+    let mut link = UdpLink::bind(HERE, options).unwrap();
+    if reveal {
+        link.reveal_ids();
+    }
+    let (tx, rx) = (TxBatch::with_capacity(1 << 16, 64), RxBatch::with_capacity(1 << 18, 256));
+    let mut node = Node { link, tx, rx, relax: Relax::Spin };
+    let port = node.link.source_port(7);
+    processor_time(20_000, || {
+        node.tx.push(HERE, port, 0, PING).unwrap();
+        node.link.transmit(&mut node.tx, Time::ZERO).unwrap();
+        node.poll(None);
+    })
+}
+
+/// What the parts of the options cost.
+fn options(plan: &Plan) {
+    let all = UdpOptions::default();
+    let variants = [
+        ("one port", UdpOptions { source_ports: 0, ..all.clone() }, false),
+        ("default", all.clone(), false),
+        ("with a raw socket", all, true),
+    ];
+    if !"64 B to itself".contains(&plan.filter) {
+        return;
+    }
+    let mut figures = vec![Vec::new(); variants.len()];
+    for _ in 0..plan.rounds {
+        for (figures, (_, options, reveal)) in figures.iter_mut().zip(&variants) {
+            figures.push(to_itself(options, *reveal));
+        }
+    }
+    print!("{:<34}", "64 B to itself");
+    for (mut figures, (name, ..)) in figures.into_iter().zip(variants) {
+        figures.sort_by(f64::total_cmp);
+        print!("  {name} {:.0} [{:.0}]", figures[figures.len() / 2], figures[0]);
+    }
+    println!("  ns");
+}
+
 /// What to measure, and how often.
 struct Plan {
     rounds: u32,
@@ -319,6 +361,7 @@ fn main() {
     plan.report("15 x 1 KiB received", "ns each", false, |io| received(io, false));
     plan.report("15 x 1 KiB handed over", "ns each", false, |io| received(io, true));
     plan.report("take-over", "us", false, take_over);
+    options(&plan);
     for fan in [1, 4, 16] {
         plan.report(&format!("send to {fan}"), "ns each", false, |io| fan_out(io, fan));
     }

@@ -261,6 +261,14 @@ impl<L: Link> Link for Captured<L> {
         self.inner.leave(group);
     }
 
+    fn reveal_ids(&mut self) {
+        self.inner.reveal_ids();
+    }
+
+    fn too_large(&self) -> u64 {
+        self.inner.too_large()
+    }
+
     fn transmit(&mut self, batch: &mut TxBatch, now: Time) -> Result<(), LinkError> {
         let source = self.inner.info().address;
         let bytes = batch.bytes();

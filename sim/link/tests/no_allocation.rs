@@ -100,7 +100,7 @@ fn handing_over_allocates_nothing() {
                     push(&mut tx, address, address, 2, len, mark);
                 }
                 for _ in 0..20 {
-                    member.transmit(&mut tx, waiter.now()).unwrap();
+                    owner.transmit(&mut tx, waiter.now()).unwrap();
                     rx.clear();
                     owner.receive(&mut rx, waiter.now()).unwrap();
                     assert_eq!(rx.entries(), []);

@@ -166,9 +166,9 @@ fn each_link_gets_its_own_datagrams_in_order_and_answers_from_its_own_port() {
     let mut nodes = three_and_one();
     let shared = nodes[0].address();
     let prefixes: Vec<u32> = nodes[..3].iter().map(Node::prefix).collect();
-    let ports: Vec<u16> = nodes.iter().map(|node| node.link.source_port(1)).collect();
-    assert_eq!((ports[0], ports[3]), (4791, 4791));
-    assert!(ports[1] != 4791 && ports[2] != 4791 && ports[1] != ports[2], "{ports:?}");
+    let ports: Vec<u16> = nodes.iter().map(|node| node.link.source_port(7)).collect();
+    assert!(!ports.contains(&4791), "{ports:?}");
+    assert!(ports[0] != ports[1] && ports[1] != ports[2] && ports[0] != ports[2], "{ports:?}");
     let lens = [16, 1000, 1000, 1000, 300, 4136, 4136, 65_507, 17];
     for (n, prefix) in prefixes.iter().enumerate() {
         nodes[3].send(shared, *prefix, 20 * n as u8, &lens);
@@ -178,7 +178,7 @@ fn each_link_gets_its_own_datagrams_in_order_and_answers_from_its_own_port() {
     for (n, node) in nodes[..3].iter_mut().enumerate() {
         for (k, got) in node.got.drain(..).enumerate() {
             let mark = (20 * n + k) as u8;
-            let expected = Got { mark, source: from, source_port: 4791, ecn: 2, len: lens[k] };
+            let expected = Got { mark, source: from, source_port: ports[3], ecn: 2, len: lens[k] };
             assert_eq!(got, expected);
         }
     }

@@ -18,6 +18,8 @@ use crate::trace::write_address;
 #[derive(Debug)]
 pub(crate) struct Datagram {
     pub(crate) source: IpAddr,
+    /// The host's address, or the group that it was sent to.
+    pub(crate) destination: IpAddr,
     pub(crate) source_port: u16,
     pub(crate) ecn: u8,
     pub(crate) bytes: Vec<u8>,

@@ -32,6 +32,7 @@ impl VirtualLink {
             // A receive queue can overflow, and whatever wraps this link may lose more.
             reliable: false,
             prefix: None,
+            warnings: Vec::new(),
         };
         let host = state.host_at(address);
         VirtualLink { shared: Arc::clone(shared), host, info }
@@ -50,6 +51,19 @@ impl Link for VirtualLink {
     /// One of the 16384 ports that RoCEv2 senders spread flows over.
     fn source_port(&self, flow_hash: u32) -> u16 {
         0xC000 | ((flow_hash ^ flow_hash >> 14) & 0x3FFF) as u16
+    }
+
+    fn join(&mut self, group: IpAddr) -> io::Result<()> {
+        if !group.is_multicast() || group.is_ipv4() != self.info.address.is_ipv4() {
+            let text = format!("{group} is no multicast group of the family of {}", self.info.address);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        self.shared.lock().join(self.host, group);
+        Ok(())
+    }
+
+    fn leave(&mut self, group: IpAddr) {
+        self.shared.lock().leave(self.host, group);
     }
 
     fn transmit(&mut self, batch: &mut TxBatch, _now: Time) -> Result<(), LinkError> {

@@ -74,6 +74,8 @@ pub(crate) struct State {
     sequence: u64,
     pub(crate) hosts: Vec<Host>,
     by_address: BTreeMap<IpAddr, usize>,
+    /// The hosts in each multicast group.
+    groups: BTreeMap<IpAddr, BTreeSet<usize>>,
     /// When the last datagram from one host to another arrives.
     last_arrival: BTreeMap<(usize, usize), Time>,
     /// Buffers of datagrams that are done with.
@@ -102,6 +104,7 @@ impl State {
             sequence: 0,
             hosts: Vec::new(),
             by_address: BTreeMap::new(),
+            groups: BTreeMap::new(),
             last_arrival: BTreeMap::new(),
             spare: Vec::new(),
             recorder: Recorder::new(),
@@ -232,7 +235,8 @@ impl State {
         let mut buffer = self.spare.pop().unwrap_or_default();
         buffer.extend_from_slice(bytes);
         let source = self.hosts[from].address;
-        let datagram = Datagram { source, source_port: entry.source_port, ecn: entry.ecn, bytes: buffer };
+        let TxEntry { destination, source_port, ecn, .. } = *entry;
+        let datagram = Datagram { source, destination, source_port, ecn, bytes: buffer };
         self.recorder.note(Fate::Sent, self.now, entry.destination, &datagram);
         if bytes.len() > self.config.max_datagram {
             self.drop_datagram(entry.destination, datagram);
@@ -241,14 +245,53 @@ impl State {
         let sender = &mut self.hosts[from];
         let left = sender.wire.send(bytes.len() + self.config.overhead_bytes, self.now);
         let jitter = sender.draw_jitter(self.config.jitter);
-        match self.by_address.get(&entry.destination) {
-            Some(&to) => {
-                let last = self.last_arrival.entry((from, to)).or_default();
-                let arrival = (left + self.config.latency + jitter).max(*last);
-                *last = arrival;
-                self.schedule(arrival, Event::Arrival { host: to, datagram });
+        let arrival = left + self.config.latency + jitter;
+        if destination.is_multicast() {
+            return self.send_to_group(from, arrival, datagram);
+        }
+        match self.by_address.get(&destination) {
+            Some(&to) => self.deliver_at(from, to, arrival, datagram),
+            None => self.drop_datagram(destination, datagram),
+        }
+    }
+
+    fn deliver_at(&mut self, from: usize, to: usize, arrival: Time, datagram: Datagram) {
+        let last = self.last_arrival.entry((from, to)).or_default();
+        let arrival = arrival.max(*last);
+        *last = arrival;
+        self.schedule(arrival, Event::Arrival { host: to, datagram });
+    }
+
+    /// A switch copies the datagram to every member of its group, the sender among them if it is one.
+    fn send_to_group(&mut self, from: usize, arrival: Time, datagram: Datagram) {
+        let members: Vec<usize> =
+            self.groups.get(&datagram.destination).into_iter().flatten().copied().collect();
+        let Some((&last, others)) = members.split_last() else {
+            return self.drop_datagram(datagram.destination, datagram);
+        };
+        for &to in others {
+            let mut bytes = self.spare.pop().unwrap_or_default();
+            bytes.extend_from_slice(&datagram.bytes);
+            let copy = Datagram { bytes, ..datagram };
+            // Each copy is a datagram of its own, which is delivered or dropped.
+            self.recorder.note(Fate::Sent, self.now, copy.destination, &copy);
+            self.deliver_at(from, to, arrival, copy);
+        }
+        self.deliver_at(from, last, arrival, datagram);
+    }
+
+    /// Has `host` receive what is sent to a multicast group.
+    pub(crate) fn join(&mut self, host: usize, group: IpAddr) {
+        self.groups.entry(group).or_default().insert(host);
+    }
+
+    /// Takes `host` out of a multicast group. What is on its way arrives.
+    pub(crate) fn leave(&mut self, host: usize, group: IpAddr) {
+        if let Some(members) = self.groups.get_mut(&group) {
+            members.remove(&host);
+            if members.is_empty() {
+                self.groups.remove(&group);
             }
-            None => self.drop_datagram(entry.destination, datagram),
         }
     }
 
@@ -288,8 +331,7 @@ impl State {
                 return if batch.entries().is_empty() { Err(len) } else { Ok(()) };
             };
             space.copy_from_slice(&datagram.bytes);
-            let Datagram { source, source_port, ecn, .. } = *datagram;
-            let destination = self.hosts[host].address;
+            let Datagram { source, destination, source_port, ecn, .. } = *datagram;
             batch.push(RxEntry { source, destination, source_port, ip_id: None, ecn, start, len });
             start += len;
             if let Some(datagram) = self.hosts[host].received.pop_front() {

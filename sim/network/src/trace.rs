@@ -17,7 +17,7 @@ pub struct Trace {
     /// to where, with which ECN bits, and its bytes. Equal on every machine and with every build
     /// for one seed and one version of the programs.
     pub hash: u64,
-    /// Datagrams that hosts sent.
+    /// Datagrams that hosts sent. Of one to a multicast group, each member's copy counts.
     pub sent: u64,
     /// Datagrams that came into the receive queue of their host.
     pub delivered: u64,

@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -16,8 +17,14 @@ fn a_round_trip_takes_twice_latency_and_serialisation() {
         .run(vec![Program::new(address(1), move || {
             client.send(address(2), &[7; 250]);
             let seen = client.recv();
-            let expected =
-                Seen { at: ns(2500), from: address(2), source_port: 50_001, ecn: 1, bytes: vec![7; 250] };
+            let expected = Seen {
+                at: ns(2500),
+                from: address(2),
+                destination: address(1),
+                source_port: 50_001,
+                ecn: 1,
+                bytes: vec![7; 250],
+            };
             assert_eq!(Seen { bytes: vec![7; 250], ..seen.clone() }, expected);
             assert_eq!((seen.bytes[0], &seen.bytes[1..]), (8, &[7; 249][..]));
             assert_eq!(client.now(), ns(2500));
@@ -190,4 +197,42 @@ fn a_polling_program_sees_a_datagram_when_it_arrives() {
             }),
         ])
         .unwrap();
+}
+
+#[test]
+fn a_group_hears_what_is_sent_to_it_and_nobody_else() {
+    let network = Network::new(plain());
+    let nics = [1, 2, 3, 4].map(|n| FakeNic::open(&network, n));
+    let group = IpAddr::from([239, 0, 0, 9]);
+    for n in [0, 1, 2] {
+        nics[n].join(group).unwrap();
+        nics[n].join(group).unwrap();
+    }
+    let body = {
+        let nics = nics.clone();
+        move || {
+            nics[0].send(group, &[7; 100]);
+            for nic in &nics[..3] {
+                nic.sleep_until(ns(2000));
+                let seen = nic.poll().unwrap();
+                assert_eq!((seen.from, seen.destination, seen.bytes), (address(1), group, vec![7; 100]));
+                assert_eq!(nic.poll(), None);
+            }
+            assert_eq!(nics[3].poll(), None);
+            // Without its members a group is nobody.
+            for nic in &nics[..3] {
+                nic.leave(group);
+            }
+            nics[3].send(group, &[8; 100]);
+            nics[3].sleep_until(ns(5000));
+            assert!(nics.iter().all(|nic| nic.poll().is_none()));
+        }
+    };
+    let trace = network.run(vec![Program::new(address(1), body)]).unwrap();
+    // Each copy counts.
+    assert_eq!((trace.sent, trace.delivered, trace.dropped, trace.in_flight), (4, 3, 1, 0));
+    for (wrong, nic) in [(address(2), &nics[0]), ("ff02::1".parse().unwrap(), &nics[0])] {
+        let error = nic.join(wrong).unwrap_err();
+        assert!(error.to_string().contains(&wrong.to_string()), "{error}");
+    }
 }

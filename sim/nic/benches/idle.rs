@@ -123,8 +123,15 @@ impl Idle {
         let clock = Arc::new(Clock::default());
         let address = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
         let detail = "to oneself".into();
-        let info =
-            LinkInfo { name: "loopback", detail, address, max_datagram: 4200, reliable: true, prefix: None };
+        let info = LinkInfo {
+            name: "loopback",
+            detail,
+            address,
+            max_datagram: 4200,
+            reliable: true,
+            prefix: None,
+            warnings: Vec::new(),
+        };
         let link = Loopback { clock: Arc::clone(&clock), info, datagrams: Vec::new() };
         let config = NicConfig { seed: Some(1), max_qp: QUEUE_PAIRS_MAX, ..NicConfig::default() };
         let nic = Nic::open(Box::new(link), config)?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyverbs_engine::{Action, Context, Counters, QpType, QueuePair, Time};
 use anyverbs_memory::{RegionTable, Span};
-use anyverbs_wire::{Flow, Packet, Qpn, Repr, icrc};
+use anyverbs_wire::{Flow, Packet, Qpn, Repr};
 use rand_chacha::ChaCha20Rng;
 
 use crate::attributes::{DeviceAttributes, NicConfig, OVERHEAD_MAX};
@@ -19,6 +19,7 @@ use crate::link::{Link, LinkError, RxBatch, RxEntry, TxBatch, Waiter};
 use crate::mailbox::Mailbox;
 use crate::multicast::Groups;
 use crate::numbered::Numbered;
+use crate::peer_ids::{PeerIds, Verdict};
 use crate::peers::Peers;
 use crate::qp::{QpCore, Receives, View};
 use crate::shared_receive::SrqCore;
@@ -60,6 +61,8 @@ pub(crate) struct Core {
     pub(crate) qps: Numbered<QpCore>,
     pub(crate) srqs: Numbered<SrqCore>,
     pub(crate) groups: Groups,
+    /// Which IP identifications the senders of MADs and to groups use.
+    pub(crate) other_ids: PeerIds,
     pub(crate) events: Arc<Mailbox<AsyncEvent>>,
     pub(crate) arrival: Arrival,
     /// Completion queues that have to tell of completions at some time, whatever else happens.
@@ -110,6 +113,7 @@ impl Core {
             held: Held::new(config.max_early, max_qp, early_per_peer),
             srqs: Numbered::new(config.max_srq),
             groups: Groups::new(config),
+            other_ids: PeerIds::default(),
             events: Arc::new(Mailbox::new(64)),
             arrival: Arrival { source: attributes.gid, destination: attributes.gid, ecn: 0, len: 0 },
             untold: Vec::new(),
@@ -359,9 +363,14 @@ impl Core {
             }
         }
         let flow = Flow { source, destination, source_port };
-        if icrc::verify(&flow, datagram).is_none() {
-            self.counters.rx_icrc_encapsulated += 1;
-            return;
+        let ids = self.qps.get_mut(qpn).map(|qp| &mut qp.ids).unwrap_or(&mut self.other_ids);
+        match ids.check(&flow, entry.ip_id, datagram) {
+            Verdict::Good => {}
+            Verdict::Corrupt => return self.counters.rx_icrc_encapsulated += 1,
+            Verdict::Unproven => {
+                self.link.reveal_ids();
+                return self.counters.rx_icrc_unproven_id += 1;
+            }
         }
         let repr = Repr::parse(&packet);
         let payload = packet.payload();

@@ -98,6 +98,21 @@ pub enum NicError {
         /// Our own.
         own: std::net::IpAddr,
     },
+    /// The path to the peer does not carry packets of this path MTU.
+    #[error(
+        "path_mtu is {given}, and the path to {peer} carries datagrams of {carried} bytes, headers included; {}",
+        path_remedy(*.fits)
+    )]
+    PathMtu {
+        /// The peer's GID.
+        peer: std::net::IpAddr,
+        /// What was given.
+        given: u32,
+        /// The largest path MTU that fits, if one does.
+        fits: Option<u32>,
+        /// The largest datagram that the path carries.
+        carried: usize,
+    },
     /// An object of another device was passed.
     #[error("the {object} belongs to another device")]
     OtherDevice {
@@ -144,14 +159,6 @@ pub enum NicError {
         /// Who has it, as the link says.
         source: io::Error,
     },
-    /// Datagrams that reach the peer are too small.
-    #[error("the path to {peer} carries datagrams of {max_datagram} bytes; RoCEv2 needs at least 320")]
-    PathMtu {
-        /// The peer.
-        peer: std::net::IpAddr,
-        /// What the path carries, in bytes.
-        max_datagram: usize,
-    },
     /// Memory or entropy could not be had from the system.
     #[error("{action}: {source}")]
     System {
@@ -160,6 +167,13 @@ pub enum NicError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+fn path_remedy(fits: Option<u32>) -> String {
+    match fits {
+        Some(fits) => format!("take {fits}, or raise the MTU of the networks on the way"),
+        None => "not even a path_mtu of 256 fits: raise the MTU of the networks on the way".to_owned(),
+    }
 }
 
 impl NicError {

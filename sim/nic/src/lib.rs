@@ -32,6 +32,7 @@ mod mailbox;
 mod multicast;
 mod nic;
 mod numbered;
+mod peer_ids;
 mod peers;
 mod qp;
 mod queue_pair;

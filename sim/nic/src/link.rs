@@ -59,6 +59,15 @@ pub trait Link: Send {
     /// Receives no more what is sent to a multicast group.
     fn leave(&mut self, _group: IpAddr) {}
 
+    /// Shows IP identifications ([`RxEntry::ip_id`]) from now on, if it can: a peer uses them, and without
+    /// seeing them its datagrams are checked at 16 bits' strength. Called again as long as it does not.
+    fn reveal_ids(&mut self) {}
+
+    /// Datagrams lost so far since they were larger than the path to their destination carries.
+    fn too_large(&self) -> u64 {
+        0
+    }
+
     /// Sends datagrams from the front of `batch`, and consumes those that it took.
     ///
     /// What the link cannot take now stays in the batch, in order, for a later call. Each datagram
@@ -107,6 +116,12 @@ impl Link for Box<dyn Link> {
     }
     fn leave(&mut self, group: IpAddr) {
         (**self).leave(group);
+    }
+    fn reveal_ids(&mut self) {
+        (**self).reveal_ids();
+    }
+    fn too_large(&self) -> u64 {
+        (**self).too_large()
     }
     fn transmit(&mut self, batch: &mut TxBatch, now: Time) -> Result<(), LinkError> {
         (**self).transmit(batch, now)
@@ -183,6 +198,8 @@ pub struct LinkInfo {
     pub reliable: bool,
     /// Which numbers the NIC may give out; `None`: all.
     pub prefix: Option<NumberPrefix>,
+    /// What makes it worse than it could be here, and what mends that, a sentence each.
+    pub warnings: Vec<String>,
 }
 
 /// A link that is broken, and how.

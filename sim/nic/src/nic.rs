@@ -301,7 +301,8 @@ impl Nic {
 
     /// What happened so far.
     pub fn counters(&self) -> Counters {
-        self.shared().token.lock().counters
+        let core = self.shared().token.lock();
+        Counters { tx_too_large: core.link.too_large(), ..core.counters }
     }
 
     /// What the link said when it broke; a device whose link is broken sends and receives nothing,

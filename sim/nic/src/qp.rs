@@ -13,6 +13,7 @@ use crate::event::AsyncEvent;
 use crate::held::Held;
 use crate::mailbox::Mailbox;
 use crate::numbered::Numbered;
+use crate::peer_ids::PeerIds;
 use crate::queue_pair::{QpModified, QpShared};
 use crate::shared_receive::SrqCore;
 use crate::work::{Local, RecvWqe, SGE_LEN, SendWqe, Sge, Wqe};
@@ -123,6 +124,8 @@ pub(crate) struct QpCore {
     pub(crate) source_port: u16,
     /// What transitions have set, for those who ask.
     pub(crate) modified: QpModified,
+    /// Which IP identifications the peer uses.
+    pub(crate) ids: PeerIds,
     pub(crate) sq: WorkQueue<SendWqe>,
     pub(crate) receives: Receives,
     pub(crate) send_cq: Option<Arc<CqCore>>,
@@ -146,6 +149,7 @@ impl QpCore {
         self.peer = None;
         self.last_wqe_told = false;
         self.modified = QpModified::default();
+        self.ids = PeerIds::default();
     }
 
     /// Takes its entries out of the completion queues.

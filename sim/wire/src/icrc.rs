@@ -84,7 +84,12 @@ pub fn compute(flow: &Flow, ip_id: u16, datagram_without_icrc: &[u8]) -> [u8; LE
 /// The IP identification that the ICRC of a whole datagram fits, if it is 0 or one of a batch (below 128).
 /// For IPv6, which has none, 0. `None`: the datagram is corrupt.
 pub fn verify(flow: &Flow, datagram: &[u8]) -> Option<u16> {
-    verify_any_id(flow, datagram).filter(|&id| id < BATCH_IDS)
+    verify_any_id(flow, datagram).filter(|&id| is_plain_id(id))
+}
+
+/// Whether an IP identification is one that [`verify`] accepts from anyone.
+pub const fn is_plain_id(ip_id: u16) -> bool {
+    ip_id < BATCH_IDS
 }
 
 /// The IP identification that the ICRC of a whole datagram fits, whichever it is. Only for peers that have
@@ -98,6 +103,12 @@ pub fn verify_any_id(flow: &Flow, datagram: &[u8]) -> Option<u16> {
     } else {
         (*received == computed).then_some(0)
     }
+}
+
+/// Whether the ICRC of a whole datagram is right for the IP identification that it came with. This is the
+/// check at full strength, for links that see the IP header.
+pub fn verify_with_id(flow: &Flow, ip_id: u16, datagram: &[u8]) -> bool {
+    datagram.split_last_chunk().is_some_and(|(covered, icrc)| *icrc == compute(flow, ip_id, covered))
 }
 
 /// The IP identification that explains the difference between a received ICRC and the one computed for
@@ -121,6 +132,51 @@ pub fn correct_id(icrc: [u8; LEN], datagram_len: usize, id: u16) -> [u8; LEN] {
     let id = u32::from(id.swap_bytes()) << 16;
     let difference = field::multiply(field::shift(datagram_len), id);
     (u32::from_le_bytes(icrc) ^ difference).to_le_bytes()
+}
+
+/// [`correct_id`] for datagrams of one length whose IP identifications count from 0, as those of a batch
+/// that the kernel cuts: an addition each.
+///
+/// A step from one identification to the next changes its low bits, up to the lowest that becomes 1, so
+/// there are as few kinds of steps as bits.
+#[derive(Clone, Debug)]
+pub struct InTurn {
+    datagram_len: usize,
+    id: u16,
+    /// What the ICRC for `id` differs by from that for 0.
+    difference: u32,
+    /// What it changes by in a step to an identification that ends in so many zeros.
+    steps: [u32; 8],
+}
+
+impl InTurn {
+    /// For datagrams of `datagram_len` bytes including the ICRC.
+    pub fn new(datagram_len: usize) -> InTurn {
+        // The low byte of the identification is the first of its powers that is not followed by a whole
+        // byte: its highest bit stands for z^0, its lowest for z^7.
+        let mut bit = field::shift(datagram_len);
+        let mut steps = [0; 8];
+        for step in steps.iter_mut().rev() {
+            *step = bit;
+            bit = field::times_z(bit);
+        }
+        for n in 1..steps.len() {
+            steps[n] ^= steps[n - 1];
+        }
+        InTurn { datagram_len, id: 0, difference: 0, steps }
+    }
+
+    /// The ICRC of the next datagram, of which this is the ICRC for identification 0.
+    pub fn correct(&mut self, icrc: [u8; LEN]) -> [u8; LEN] {
+        let corrected = u32::from_le_bytes(icrc) ^ self.difference;
+        self.id = self.id.wrapping_add(1);
+        self.difference = match self.steps.get(self.id.trailing_zeros() as usize) {
+            Some(step) if self.id < 256 => self.difference ^ step,
+            // More than any batch has.
+            _ => u32::from_le_bytes(correct_id([0; LEN], self.datagram_len, self.id)),
+        };
+        corrected.to_le_bytes()
+    }
 }
 
 #[cfg(test)]

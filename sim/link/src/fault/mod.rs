@@ -236,6 +236,14 @@ impl<L: Link> Link for Faulty<L> {
         self.inner.leave(group);
     }
 
+    fn reveal_ids(&mut self) {
+        self.inner.reveal_ids();
+    }
+
+    fn too_large(&self) -> u64 {
+        self.inner.too_large()
+    }
+
     fn transmit(&mut self, batch: &mut TxBatch, now: Time) -> Result<(), LinkError> {
         self.pump(now)?;
         while let Some(&entry) = batch.entries().first() {

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
+use super::exits::Exits;
 use super::runs::Run;
+use super::sides::Sides;
 use super::sys::{Calls, Received, Ring};
 
 /// What a link asks of the kernel. No call waits.
@@ -31,9 +33,10 @@ const RING_FROM: usize = 2;
 
 /// The sockets of a link, and the ways to use them.
 pub(super) struct Backend {
-    sending: Arc<UdpSocket>,
-    /// `None` while another link receives for this one.
-    receiving: Option<Arc<UdpSocket>>,
+    /// The socket of the RoCE port; `None` while another link has it, and receives for this one.
+    main: Option<Arc<UdpSocket>>,
+    pub(super) exits: Exits,
+    pub(super) sides: Sides,
     calls: Calls,
     ring: Option<Ring>,
     /// Everything goes through the ring. Otherwise only what it is good for does.
@@ -42,46 +45,35 @@ pub(super) struct Backend {
 
 impl Backend {
     pub(super) fn new(
-        sending: Arc<UdpSocket>,
-        receiving: Option<Arc<UdpSocket>>,
+        main: Option<Arc<UdpSocket>>,
+        exits: Exits,
+        sides: Sides,
+        calls: Calls,
         ring: Option<Ring>,
         ring_only: bool,
     ) -> Backend {
-        Backend { sending, receiving, calls: Calls::new(), ring, ring_only }
+        Backend { main, exits, sides, calls, ring, ring_only }
     }
 
-    /// From now on, what arrives at this socket is received.
-    pub(super) fn receive_from(&mut self, socket: Option<Arc<UdpSocket>>) {
-        self.receiving = socket;
-    }
-}
-
-impl Kernel for Backend {
-    fn send(&mut self, runs: &[Run], bytes: &[u8]) -> (usize, Option<Errno>) {
-        let fd = self.sending.as_fd();
-        if let Some(ring) = &mut self.ring
-            && (self.ring_only || runs.len() >= RING_FROM)
-        {
-            let outcome = ring.send(fd, runs, bytes);
-            if ring.is_usable() {
-                return outcome;
-            }
-            self.ring = None;
-            if outcome != (0, None) {
-                return outcome;
-            }
-        }
-        for (sent, run) in runs.iter().enumerate() {
-            if let Err(errno) = self.calls.send(fd, run, bytes) {
-                return (sent, Some(errno));
-            }
-        }
-        (runs.len(), None)
+    /// From now on, what arrives at this socket, which has the RoCE port, is received.
+    pub(super) fn receive_from(&mut self, main: Option<Arc<UdpSocket>>) {
+        self.exits.set_main(main.clone());
+        self.main = main;
     }
 
-    fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, Errno> {
-        let Some(receiving) = &self.receiving else { return Err(Errno::AGAIN) };
-        let fd = receiving.as_fd();
+    /// Has datagrams whose IP identification must be seen come with it, from now on, if that is permitted.
+    /// False if there is no socket of the RoCE port that they come to.
+    pub(super) fn open_raw(&mut self) -> bool {
+        let Some(main) = &self.main else { return false };
+        // What is not permitted now, though it was when the link was made, stays as it is.
+        let _ = self.sides.open_raw(main);
+        true
+    }
+
+    /// Receives by the socket of the RoCE port.
+    fn receive_main(&mut self, buffer: &mut [u8]) -> Result<Received, Errno> {
+        let Some(main) = &self.main else { return Err(Errno::AGAIN) };
+        let fd = main.as_fd();
         if self.ring_only
             && let Some(ring) = &mut self.ring
         {
@@ -92,5 +84,42 @@ impl Kernel for Backend {
             return outcome;
         }
         self.calls.receive(fd, buffer)
+    }
+}
+
+impl Kernel for Backend {
+    fn send(&mut self, runs: &[Run], bytes: &[u8]) -> (usize, Option<Errno>) {
+        if let Some(ring) = &mut self.ring
+            && (self.ring_only || runs.len() >= RING_FROM)
+        {
+            let outcome = ring.send(|port| self.exits.get(port), runs, bytes);
+            if ring.is_usable() {
+                return outcome;
+            }
+            self.ring = None;
+            if outcome != (0, None) {
+                return outcome;
+            }
+        }
+        for (sent, run) in runs.iter().enumerate() {
+            // A port that no socket has would make every ICRC wrong.
+            let Some(fd) = self.exits.get(run.source_port) else {
+                return (sent, Some(Errno::ADDRNOTAVAIL));
+            };
+            if let Err(errno) = self.calls.send(fd, run, bytes) {
+                return (sent, Some(errno));
+            }
+        }
+        (runs.len(), None)
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, Errno> {
+        // By turns: what comes by one way does not keep the others waiting.
+        if self.sides.is_turn()
+            && let Some(received) = self.sides.receive(buffer)
+        {
+            return Ok(received);
+        }
+        self.receive_main(buffer)
     }
 }

@@ -3,22 +3,16 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::path::Path;
 
 use anyverbs_nic::link::ROCE_PORT;
 use thiserror::Error;
 
-use super::sys;
-
-/// Bytes that the kernel is asked to hold for the receiver: a few windows of several queue pairs.
-const RECEIVE_BUFFER: usize = 8 << 20;
-/// Bytes that the kernel is asked to hold on their way out.
-const SEND_BUFFER: usize = 4 << 20;
-
-/// MTU of an address whose interface is not found.
-const MTU_DEFAULT: usize = 1500;
+use super::buffers::{Buffer, Capped};
+use super::place::Place;
+use super::{exits, sys};
 
 /// Why a UDP link could not be had on an address.
 #[derive(Debug, Error)]
@@ -49,6 +43,40 @@ pub enum BindError {
     NotUnicast {
         /// The address that was asked for.
         address: IpAddr,
+    },
+    /// The address means something on one network only, and this host has it on several.
+    #[error(
+        "{address} is link-local, and {interfaces} all have it; give the one that is meant an address of \
+         its own, such as by `ip address add fd00::1/64 dev INTERFACE`, and take that"
+    )]
+    Ambiguous {
+        /// The address that was asked for.
+        address: IpAddr,
+        /// The interfaces that have it.
+        interfaces: String,
+    },
+    /// The MTU that was asked for is not one that the interface carries.
+    #[error(
+        "an MTU of {given} bytes was asked for on {address}; its interface carries IP packets of up to \
+         {interface} bytes, and RoCEv2 needs {least}: choose one between, or none to have it found out"
+    )]
+    Mtu {
+        /// The address that was asked for.
+        address: IpAddr,
+        /// The MTU that was asked for.
+        given: usize,
+        /// The MTU of the interface.
+        interface: usize,
+        /// The smallest one that holds the smallest path MTU.
+        least: usize,
+    },
+    /// More source ports than a link has sockets for.
+    #[error("{given} source ports were asked for; a link has at most {max}")]
+    SourcePorts {
+        /// How many were asked for.
+        given: usize,
+        /// How many there can be.
+        max: usize,
     },
     /// The system forbids it.
     #[error(
@@ -154,12 +182,8 @@ pub(super) struct Bound {
     pub(super) socket: UdpSocket,
     /// The kernel puts datagrams together that arrive one behind the other.
     pub(super) gro: bool,
-    /// The kernel cuts one send into many datagrams.
-    pub(super) gso: bool,
     /// What the limits of the system made smaller than was asked for.
-    pub(super) capped: Vec<String>,
-    /// The MTU of the interface that has the address.
-    pub(super) mtu: usize,
+    pub(super) capped: Vec<Capped>,
 }
 
 /// Refuses addresses that peers could not answer to.
@@ -171,21 +195,12 @@ pub(super) fn check(address: IpAddr) -> Result<(), BindError> {
     Ok(())
 }
 
-/// Binds an unconnected, non-blocking socket to a port of `address`; to any free one, if that is 0.
-pub(super) fn take(address: IpAddr, port: u16) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind((address, port))?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
-}
-
-/// Binds a socket that only sends: to any port but the one that peers send to.
-pub(super) fn take_any(address: IpAddr) -> io::Result<UdpSocket> {
-    let socket = take(address, 0)?;
-    if socket.local_addr()?.port() != ROCE_PORT {
-        return Ok(socket);
-    }
-    // Of all free ports it was that, whose owner has just gone: held until there is another one.
-    take(address, 0)
+/// Binds an unconnected socket to the RoCE port of `address`.
+pub(super) fn take(address: IpAddr) -> io::Result<UdpSocket> {
+    // The place was found when the link was made; if it cannot be now, the address alone has to do.
+    let name =
+        Place::find(address).map_or(SocketAddr::new(address, ROCE_PORT), |place| place.named(ROCE_PORT));
+    UdpSocket::bind(name)
 }
 
 /// What it means that a port could not be taken.
@@ -206,48 +221,17 @@ pub(super) fn in_use(address: IpAddr) -> BindError {
 /// Makes a socket that was [taken](take) ready to send and receive.
 pub(super) fn prepare(address: IpAddr, socket: UdpSocket) -> Result<Bound, BindError> {
     let fail = |action| move |source| BindError::System { address, action, source };
+    let place = Place::find(address)?;
+    exits::prepare(&socket, &place).map_err(fail("forbidding fragmentation"))?;
     let fd = socket.as_fd();
-    // With "don't fragment" and no connection, plain sends have the IP identification 0, and
-    // segment k of a segmented send has k: the ICRC covers it, so it has to be known.
-    let (level, discover, notes) = match address {
-        IpAddr::V4(_) => (libc::IPPROTO_IP, (libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO), libc::IP_RECVTOS),
-        IpAddr::V6(_) => {
-            (libc::IPPROTO_IPV6, (libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO), libc::IPV6_RECVTCLASS)
-        }
+    let (level, notes) = match address {
+        IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_RECVTOS),
+        IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
     };
-    sys::set_option(fd, level, discover.0, discover.1).map_err(fail("forbidding fragmentation"))?;
     sys::set_option(fd, level, notes, 1).map_err(fail("asking for ECN marks"))?;
     let gro = sys::set_option(fd, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
-    let gso = sys::option(fd, libc::SOL_UDP, libc::UDP_SEGMENT).is_ok();
-
-    let mut capped = Vec::new();
-    for (what, limit, name, force, bytes) in [
-        ("receive", "net.core.rmem_max", libc::SO_RCVBUF, libc::SO_RCVBUFFORCE, RECEIVE_BUFFER),
-        ("send", "net.core.wmem_max", libc::SO_SNDBUF, libc::SO_SNDBUFFORCE, SEND_BUFFER),
-    ] {
-        // The kernel takes a half of what it reports for its own bookkeeping.
-        let given = || sys::option(fd, libc::SOL_SOCKET, name).map_or(0, |n| n as usize / 2);
-        let _ = sys::set_option(fd, libc::SOL_SOCKET, name, bytes as i32);
-        if given() < bytes {
-            // Those who may go beyond the system's limit.
-            let _ = sys::set_option(fd, libc::SOL_SOCKET, force, bytes as i32);
-        }
-        if given() < bytes {
-            capped.push(format!("{what} buffer {} of {} KiB ({limit})", given() >> 10, bytes >> 10));
-        }
-    }
-    let mtu = interface_mtu(&socket, address);
-    Ok(Bound { socket, gro, gso, capped, mtu })
-}
-
-fn interface_mtu(socket: &UdpSocket, address: IpAddr) -> usize {
-    let name = match sys::interface_of(address) {
-        Ok(Some(name)) => name,
-        // All of 127.0.0.0/8 is the loopback interface's, which lists one address of it.
-        _ if address.is_loopback() => "lo".to_owned(),
-        _ => return MTU_DEFAULT,
-    };
-    sys::interface_mtu(socket.as_fd(), &name).unwrap_or(MTU_DEFAULT)
+    let capped = [Buffer::RECEIVE, Buffer::SEND].into_iter().filter_map(|buffer| buffer.size(fd)).collect();
+    Ok(Bound { socket, gro, capped })
 }
 
 /// Who has the RoCE port of `address`.
@@ -356,7 +340,7 @@ mod tests {
         // TEST-NET-3 and the documentation prefix are nobody's.
         for address in ["203.0.113.77", "2001:db8::77"] {
             let ip: IpAddr = address.parse().unwrap();
-            let error = refusal(ip, take(ip, ROCE_PORT).unwrap_err());
+            let error = refusal(ip, take(ip).unwrap_err());
             assert!(matches!(error, BindError::NotLocal { .. }), "{error}");
             assert!(error.to_string().contains(address), "{error}");
         }

@@ -15,8 +15,9 @@ impl Name {
         self.0.as_mut_ptr()
     }
 
-    /// Writes an address, and gives its length.
-    pub(super) fn set(&mut self, ip: IpAddr, port: u16) -> usize {
+    /// Writes an address, and gives its length. `scope` is the index of the interface that IPv6
+    /// addresses of one network only are meant on.
+    pub(super) fn set(&mut self, ip: IpAddr, port: u16, scope: u32) -> usize {
         self.0 = [0; 28];
         self.0[2..4].copy_from_slice(&port.to_be_bytes());
         match ip {
@@ -28,6 +29,7 @@ impl Name {
             IpAddr::V6(ip) => {
                 self.0[..2].copy_from_slice(&(libc::AF_INET6 as u16).to_ne_bytes());
                 self.0[8..24].copy_from_slice(&ip.octets());
+                self.0[24..28].copy_from_slice(&scope.to_ne_bytes());
                 28
             }
         }
@@ -154,7 +156,7 @@ mod tests {
         let mut name = Name::EMPTY;
         for address in ["127.0.0.9:4791", "[2001:db8::7]:49152"] {
             let address: SocketAddr = address.parse().unwrap();
-            let len = name.set(address.ip(), address.port());
+            let len = name.set(address.ip(), address.port(), 7);
             assert_eq!(name.get(len), Some(address));
             assert_eq!(name.get(len - 1), None);
         }

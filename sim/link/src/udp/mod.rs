@@ -5,11 +5,16 @@
 
 mod backend;
 mod bind;
+mod buffers;
 mod control;
+mod exits;
+mod filter;
 mod patience;
+mod place;
 mod receive;
 mod runs;
 mod share;
+mod sides;
 mod sys;
 mod transmit;
 mod waiter;
@@ -26,9 +31,12 @@ use rustix::io::Errno;
 pub use bind::{BindError, Holder};
 
 use backend::Backend;
+use exits::Exits;
+use place::{Place, Probe};
 use receive::Receiver;
 use share::{Change, Role, Sharing};
-use sys::Ring;
+use sides::{SideBell, Sides};
+use sys::{Calls, Ring};
 use transmit::Transmitter;
 use waiter::{Sources, UdpWaiter};
 
@@ -51,6 +59,9 @@ pub enum Io {
     Sockets,
 }
 
+/// Source ports that a link has at most.
+const SOURCE_PORTS_MAX: usize = 256;
+
 /// How a UDP link is made.
 #[derive(Clone, Debug)]
 pub struct UdpOptions {
@@ -63,11 +74,29 @@ pub struct UdpOptions {
     /// What the prefix of a link that shares is drawn from: a seed for a run that can be repeated, or `None`
     /// for another one each time.
     pub seed: Option<u64>,
+    /// Source ports that queue pairs are spread over, each a socket of its own, at most 256: what routers
+    /// and network cards tell flows apart by. With 0, everything leaves from the RoCE port.
+    pub source_ports: usize,
+    /// The MTU of all paths in bytes, IP header included, at most that of the interface. `None`: what the
+    /// system knows of the path to each peer.
+    pub mtu: Option<usize>,
+    /// Once a peer is heard that uses the IP identification, as the kernel's rxe does: receives such
+    /// datagrams by a raw socket, if the system permits one (CAP_NET_RAW; IPv4 only), so that their ICRC is
+    /// checked at full strength. Without it, it is checked at 16 bits' strength, and only for such peers.
+    pub raw: bool,
 }
 
 impl Default for UdpOptions {
     fn default() -> Self {
-        UdpOptions { io: Io::default(), share: true, join: true, seed: None }
+        UdpOptions {
+            io: Io::Auto,
+            share: true,
+            join: true,
+            seed: None,
+            source_ports: 8,
+            mtu: None,
+            raw: true,
+        }
     }
 }
 
@@ -77,7 +106,9 @@ pub struct UdpCounters {
     sent: AtomicU64,
     sends: AtomicU64,
     received: AtomicU64,
+    receives: AtomicU64,
     lost: AtomicU64,
+    too_large: AtomicU64,
     full: AtomicU64,
     forwarded: AtomicU64,
     overrun: AtomicU64,
@@ -103,9 +134,20 @@ impl UdpCounters {
         self.received.load(Ordering::Relaxed)
     }
 
-    /// Datagrams that the kernel refused: no route, a closed gate, too large for the path.
+    /// Receives that brought them: fewer where the kernel put neighbours together.
+    pub fn receives(&self) -> u64 {
+        self.receives.load(Ordering::Relaxed)
+    }
+
+    /// Datagrams that the kernel refused: no route, a closed gate.
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Datagrams that were lost since they are larger than the path to their destination carries: its
+    /// MTU was set or discovered to be less than that of the queue pair.
+    pub fn too_large(&self) -> u64 {
+        self.too_large.load(Ordering::Relaxed)
     }
 
     /// Sends that had to wait because the socket's buffer was full.
@@ -155,12 +197,15 @@ fn count(counter: &AtomicU64, n: usize) {
 /// [prefix](LinkInfo::prefix) of their numbers; when it closes or dies, another one takes over.
 pub struct UdpLink {
     info: LinkInfo,
+    /// A raw socket was asked for and permitted, and there is none yet.
+    may_reveal: bool,
+    /// Asks what paths carry; `None` if that was said.
+    probe: Option<Probe>,
     waiter: Arc<UdpWaiter>,
     counters: Arc<UdpCounters>,
     backend: Backend,
     transmitter: Transmitter,
     receiver: Receiver,
-    source_port: u16,
     /// After the backend, so that the port is free when the other links hear that this one is gone.
     sharing: Option<Sharing>,
 }
@@ -171,9 +216,16 @@ impl UdpLink {
     ///
     /// # Errors
     /// When the port is taken by somebody who does not share it, or is not to be had on this address, or
-    /// when `options` ask for what the system does not permit.
+    /// when `options` ask for what the system does not permit. That no raw socket is permitted is no error;
+    /// the link says so.
     pub fn bind(address: IpAddr, options: &UdpOptions) -> Result<UdpLink, BindError> {
+        if options.source_ports > SOURCE_PORTS_MAX {
+            return Err(BindError::SourcePorts { given: options.source_ports, max: SOURCE_PORTS_MAX });
+        }
         bind::check(address)?;
+        let fail = |action| move |source| BindError::System { address, action, source };
+        let place = Place::find(address)?;
+        let max_datagram = max_datagram(&place, options.mtu)?;
         let counters = Arc::<UdpCounters>::default();
         let (mut sharing, alone) = match options.share {
             true => Sharing::claim(address, options.seed, Arc::clone(&counters))?,
@@ -181,40 +233,55 @@ impl UdpLink {
         };
         let role = match &mut sharing {
             Some(sharing) => sharing.open(options.join)?,
-            None => Change::Owner(bind::take(address, ROCE_PORT).map_err(|e| bind::refusal(address, e))?),
+            None => Change::Owner(bind::take(address).map_err(|e| bind::refusal(address, e))?),
         };
-        // A link keeps the port that it sends from for as long as it lives: the ICRC of what queue pairs
-        // send covers it.
-        let (socket, bell) = match role {
-            Change::Owner(socket) => (socket, None),
-            Change::Member(bell) => {
-                (bind::take_any(address).map_err(|e| bind::refusal(address, e))?, Some(Arc::new(bell)))
+        let (main, bell, gro, mut capped) = match role {
+            Change::Owner(socket) => {
+                let bound = bind::prepare(address, socket)?;
+                (Some(Arc::new(bound.socket)), None, bound.gro, bound.capped)
             }
+            Change::Member(bell) => (None, Some(Arc::new(bell)), false, Vec::new()),
             Change::Seeking => return Err(bind::in_use(address)),
         };
-        let bound = bind::prepare(address, socket)?;
+        let mut exits = Exits::new(main.clone());
+        // Who has not the RoCE port from the start cannot have it for its source port either.
+        let ports = options.source_ports.max(usize::from(main.is_none()));
+        let cut = exits.add(&place, ports).map_err(fail("opening sockets to send from"))?;
+        capped.extend(cut.filter(|_| main.is_none()));
+        let gso = exits.can_segment();
         let ring = match options.io {
             Io::Sockets => Err("as was asked".to_owned()),
-            Io::Auto | Io::Uring => Ring::new(address, bound.gso),
+            Io::Auto | Io::Uring => Ring::new(&place, gso),
         };
         if let (Io::Uring, Err(reason)) = (options.io, &ring) {
             return Err(BindError::NoUring { reason: reason.clone() });
         }
+        let probe = Probe::new(&place).map_err(fail("opening a socket to look for paths"))?;
+        let side_bell = Arc::new(SideBell::new());
+        let sides = Sides::new(place.clone(), Arc::clone(&side_bell));
+        let mut may_reveal = false;
+
         let mut detail = vec![match &ring {
             Ok(_) if options.io == Io::Uring => "io_uring".to_owned(),
             Ok(_) => "io_uring where several sends go together, else sockets".to_owned(),
             Err(reason) => format!("sockets ({reason})"),
         }];
-        detail.extend(bound.gso.then(|| "GSO".to_owned()));
-        detail.extend(bound.gro.then(|| "GRO".to_owned()));
-        detail.extend(bound.capped);
+        detail.extend(gso.then(|| "GSO".to_owned()));
+        detail.extend(gro.then(|| "GRO".to_owned()));
+        if address.is_ipv4() {
+            // Only tried: what it will be good for is not known before a peer is heard.
+            let raw = options.raw.then(sides::raw_socket);
+            may_reveal = matches!(raw, Some(Ok(_)));
+            detail.push(match raw {
+                Some(Ok(_)) => "raw socket where a peer needs it".to_owned(),
+                Some(Err(error)) => format!("no raw socket ({error})"),
+                None => "no raw socket (as was asked)".to_owned(),
+            });
+        }
+        detail.extend(capped.iter().map(ToString::to_string));
         let prefix = sharing.as_ref().map(Sharing::prefix);
         detail.extend(alone.map(|reason| format!("not shared ({reason})")));
         detail.extend(prefix.map(|prefix| format!("number prefix {:#04x}", prefix.value)));
-        let max_datagram = match address {
-            IpAddr::V4(_) => bound.mtu.saturating_sub(20 + 8).min(PACKET_MAX - 20 - 8),
-            IpAddr::V6(_) => bound.mtu.saturating_sub(40 + 8).min(PACKET_MAX - 8),
-        };
         let info = LinkInfo {
             name: "udp",
             detail: detail.join(", "),
@@ -222,19 +289,20 @@ impl UdpLink {
             max_datagram,
             reliable: false,
             prefix,
+            warnings: capped.iter().map(|capped| capped.warning()).collect(),
         };
-        let sending = Arc::new(bound.socket);
-        let source_port = sending.local_addr().map_or(ROCE_PORT, |local| local.port());
-        let receiving = bell.is_none().then(|| Arc::clone(&sending));
-        let sources = Sources { socket: receiving.clone(), bell };
+        let calls = Calls::new(place.scope());
+        let sources = Sources { socket: main.clone(), bell };
+        let events = sharing.as_ref().map(Sharing::events);
         Ok(UdpLink {
             info,
-            waiter: Arc::new(UdpWaiter::new(sources, sharing.as_ref().map(Sharing::events))),
-            backend: Backend::new(sending, receiving, ring.ok(), options.io == Io::Uring),
-            transmitter: Transmitter::new(bound.gso, Arc::clone(&counters)),
+            may_reveal,
+            probe: options.mtu.is_none().then_some(probe),
+            waiter: Arc::new(UdpWaiter::new(sources, side_bell, events)),
+            backend: Backend::new(main, exits, sides, calls, ring.ok(), options.io == Io::Uring),
+            transmitter: Transmitter::new(gso, Arc::clone(&counters)),
             receiver: Receiver::new(address, Arc::clone(&counters)),
             counters,
-            source_port,
             sharing,
         })
     }
@@ -297,14 +365,16 @@ impl UdpLink {
             }
             Some(Role::Member(member)) => {
                 member.receive(batch, &self.counters);
+                // Of the groups that it is in, each link has sockets of its own.
+                let done = receiver.receive(backend, None, batch);
                 if member.is_over()
                     && let Some(change) = sharing.as_mut().map(|sharing| sharing.seek(now))
                 {
                     self.change(change).map_err(|e| self.hopeless("receiving at", io::Error::other(e)))?;
                 }
-                Ok(())
+                done
             }
-            Some(Role::Seeking(_)) => Ok(()),
+            Some(Role::Seeking(_)) => receiver.receive(backend, None, batch),
             // After an error that said why.
             Some(Role::Over) => Err(Errno::NOTCONN),
         };
@@ -319,6 +389,19 @@ impl Drop for UdpLink {
     }
 }
 
+/// The largest datagram of a link with this MTU, or with that of its interface.
+fn max_datagram(place: &Place, mtu: Option<usize>) -> Result<usize, BindError> {
+    /// The smallest path MTU, with all that can be around it.
+    const LEAST: usize = 256 + 64;
+    let least = LEAST + place::headers_of(place.address);
+    match mtu {
+        Some(given) if !(least..=place.mtu).contains(&given) => {
+            Err(BindError::Mtu { address: place.address, given, interface: place.mtu, least })
+        }
+        mtu => Ok(place::datagram_of(place.address, mtu.unwrap_or(place.mtu))),
+    }
+}
+
 impl Link for UdpLink {
     fn info(&self) -> &LinkInfo {
         &self.info
@@ -326,6 +409,36 @@ impl Link for UdpLink {
 
     fn waiter(&self) -> Arc<dyn Waiter> {
         Arc::clone(&self.waiter) as Arc<dyn Waiter>
+    }
+
+    fn source_port(&self, flow_hash: u32) -> u16 {
+        self.backend.exits.port(flow_hash)
+    }
+
+    fn path_max_datagram(&self, peer: IpAddr) -> usize {
+        let most = self.info.max_datagram;
+        let Some(probe) = &self.probe else { return most };
+        // Without a route nothing arrives, whatever its size: there the interface's limit stands.
+        probe.path_mtu(peer).map_or(most, |mtu| place::datagram_of(peer, mtu).min(most))
+    }
+
+    fn join(&mut self, group: IpAddr) -> io::Result<()> {
+        self.backend.sides.join(group)
+    }
+
+    fn leave(&mut self, group: IpAddr) {
+        self.backend.sides.leave(group);
+    }
+
+    fn reveal_ids(&mut self) {
+        // A link without the port hears of identifications what the link that has it tells.
+        if self.may_reveal && self.backend.open_raw() {
+            self.may_reveal = false;
+        }
+    }
+
+    fn too_large(&self) -> u64 {
+        self.counters.too_large()
     }
 
     fn transmit(&mut self, batch: &mut TxBatch, _now: Time) -> Result<(), LinkError> {
@@ -343,10 +456,6 @@ impl Link for UdpLink {
             }
         }
         received
-    }
-
-    fn source_port(&self, _flow_hash: u32) -> u16 {
-        self.source_port
     }
 
     fn claim_service(&mut self, id: u64) -> io::Result<()> {

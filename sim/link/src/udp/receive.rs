@@ -64,8 +64,9 @@ pub(super) struct Receiver {
 #[inline]
 fn keeps(owner: &mut Option<&mut Owner>, entry: &RxEntry, datagram: &[u8]) -> bool {
     match owner {
-        Some(owner) => owner.keeps(entry, datagram),
-        None => true,
+        // Each link has sockets of its own for the groups that it is in.
+        Some(owner) if !entry.destination.is_multicast() => owner.keeps(entry, datagram),
+        _ => true,
     }
 }
 
@@ -121,13 +122,16 @@ impl Receiver {
             } else {
                 kernel.receive(&mut self.carry.bytes)
             };
+            if found.is_ok() {
+                count(&self.counters.receives, 1);
+            }
             match found {
                 Ok(found) if roomy => {
-                    let found = Received { start: used, ..found };
+                    let found = Received { start: used + found.start, ..found };
                     let before = batch.room();
                     self.hand_over(&mut owner, batch, found);
                     if batch.room() < before {
-                        used += found.len;
+                        used = found.start + found.len;
                     }
                 }
                 Ok(found) => {
@@ -153,9 +157,9 @@ impl Receiver {
     fn entry(&self, source: SocketAddr, found: &Received, start: usize, len: usize) -> RxEntry {
         RxEntry {
             source: source.ip(),
-            destination: self.address,
+            destination: found.group.unwrap_or(self.address),
             source_port: source.port(),
-            ip_id: None,
+            ip_id: found.ip_id,
             ecn: found.notes.ecn,
             start,
             len,
@@ -239,7 +243,8 @@ mod tests {
             let (bytes, segment) = self.0.pop_front().unwrap_or(Err(Errno::AGAIN))?;
             buffer[..bytes.len()].copy_from_slice(&bytes);
             let source = Some("10.0.0.2:4791".parse().unwrap());
-            Ok(Received { start: 0, len: bytes.len(), source, notes: Notes { ecn: 1, segment } })
+            let notes = Notes { ecn: 1, segment };
+            Ok(Received { start: 0, len: bytes.len(), source, group: None, ip_id: None, notes })
         }
     }
 

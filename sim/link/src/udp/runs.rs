@@ -16,6 +16,7 @@ const BYTES_MAX: usize = 65_507;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Run {
     pub(super) destination: IpAddr,
+    pub(super) source_port: u16,
     pub(super) ecn: u8,
     /// Where the first datagram starts in the batch's bytes.
     pub(super) start: usize,
@@ -35,6 +36,7 @@ impl Run {
         let head = entries.first()?;
         let mut run = Run {
             destination: head.destination,
+            source_port: head.source_port,
             ecn: head.ecn,
             start: head.start,
             len: head.len,

@@ -11,11 +11,16 @@ use std::thread;
 
 use anyverbs_nic::link::ROCE_PORT;
 use io_uring::{IoUring, opcode, squeue, types};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::SENDS_MAX;
 use super::control::{Control, Name, Notes};
+use super::place::Place;
 use super::runs::Run;
+
+/// How long a datagram of a host to itself may take.
+const PROBE_PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// Flags of every send: it does not wait, and raises no signal.
 const SEND_FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
@@ -78,16 +83,34 @@ pub(super) fn own_uid() -> u32 {
     unsafe { libc::geteuid() }
 }
 
-/// The name of the interface that has exactly this address.
-pub(super) fn interface_of(address: IpAddr) -> io::Result<Option<String>> {
+/// Has the kernel drop the datagrams for a socket that a classic BPF program returns 0 for.
+pub(super) fn attach_filter(fd: BorrowedFd<'_>, program: &[libc::sock_filter]) -> io::Result<()> {
+    let len = u16::try_from(program.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
+    // SAFETY: the pointer and the length describe `program`, which points to as many statements as it
+    // says; both outlive the call. The kernel copies them, and checks that the program is sound.
+    let rc = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            ptr::from_ref(&program).cast(),
+            size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The names of the interfaces that have exactly this address.
+pub(super) fn interfaces_of(address: IpAddr) -> io::Result<Vec<String>> {
     let mut list: *mut libc::ifaddrs = ptr::null_mut();
     // SAFETY: on success `list` points to a list that is ours until freeifaddrs.
     if unsafe { libc::getifaddrs(&raw mut list) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    let mut found = None;
+    let mut found = Vec::new();
     let mut at = list;
-    while !at.is_null() && found.is_none() {
+    while !at.is_null() {
         // SAFETY: `at` is a node of the list, which nobody changes. `ifa_addr` is null or points
         // to a socket address whose family says how long it is; nothing of it needs alignment
         // beyond that of `sockaddr`, since it is read unaligned. `ifa_name` is a C string.
@@ -106,7 +129,7 @@ pub(super) fn interface_of(address: IpAddr) -> io::Result<Option<String>> {
                     _ => None,
                 };
                 if ip == Some(address) {
-                    found = Some(CStr::from_ptr(node.ifa_name).to_string_lossy().into_owned());
+                    found.push(CStr::from_ptr(node.ifa_name).to_string_lossy().into_owned());
                 }
             }
             at = node.ifa_next;
@@ -146,6 +169,10 @@ pub(super) struct Received {
     pub(super) len: usize,
     /// `None` if it came from nothing like UDP.
     pub(super) source: Option<SocketAddr>,
+    /// The group that it was sent to; `None`: the link's own address.
+    pub(super) group: Option<IpAddr>,
+    /// The IP identification, if the IP header was seen.
+    pub(super) ip_id: Option<u16>,
     pub(super) notes: Notes,
 }
 
@@ -158,6 +185,8 @@ struct Slot {
     vector: libc::iovec,
     name: Name,
     control: Control,
+    /// The interface of the link's address, for destinations of one network only.
+    scope: u32,
 }
 
 // SAFETY: the raw pointers in a slot are dead between calls (see above), so the slot may go to
@@ -167,20 +196,21 @@ unsafe impl Send for Slot {}
 unsafe impl Sync for Slot {}
 
 impl Slot {
-    fn new() -> Slot {
+    fn new(scope: u32) -> Slot {
         Slot {
             // SAFETY: all zeroes is a valid `msghdr`: numbers, and pointers that may be null.
             header: unsafe { mem::zeroed() },
             vector: libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 },
             name: Name::EMPTY,
             control: Control::EMPTY,
+            scope,
         }
     }
 
     /// Points the header at everything else, for a send of `bytes`.
     fn prepare_send(&mut self, run: &Run, bytes: &[u8], port: u16) -> *const libc::msghdr {
         let segment = (run.datagrams > 1).then_some(run.segment as u16);
-        let name_len = self.name.set(run.destination, port);
+        let name_len = self.name.set(run.destination, port, self.scope);
         let control_len = self.control.set_send(run.destination.is_ipv4(), run.ecn, segment);
         self.point(bytes.as_ptr().cast_mut(), bytes.len(), name_len, control_len);
         &raw const self.header
@@ -211,6 +241,8 @@ impl Slot {
             start,
             len,
             source: self.name.get(self.header.msg_namelen as usize),
+            group: None,
+            ip_id: None,
             notes: self.control.received(self.header.msg_controllen),
         }
     }
@@ -222,8 +254,8 @@ pub(super) struct Calls {
 }
 
 impl Calls {
-    pub(super) fn new() -> Calls {
-        Calls { slot: Box::new(Slot::new()) }
+    pub(super) fn new(scope: u32) -> Calls {
+        Calls { slot: Box::new(Slot::new(scope)) }
     }
 
     /// Sends the datagrams of `run` in one call, which never waits.
@@ -278,7 +310,7 @@ impl Ring {
     ///
     /// # Errors
     /// What failed, for people.
-    pub(super) fn new(address: IpAddr, gso: bool) -> Result<Ring, String> {
+    pub(super) fn new(place: &Place, gso: bool) -> Result<Ring, String> {
         let failed = |action: &str, error: io::Error| match error.raw_os_error() {
             Some(libc::EPERM) => format!("{action}: {error}; kernel.io_uring_disabled or seccomp forbids it"),
             Some(libc::ENOSYS) => format!("{action}: {error}; the kernel lacks it, or seccomp hides it"),
@@ -288,9 +320,9 @@ impl Ring {
         if !ring.params().is_feature_ext_arg() {
             return Err("Linux before 5.11 may wait although it is told not to".to_owned());
         }
-        let slots = (0..SENDS_MAX).map(|_| Slot::new()).collect();
+        let slots = (0..SENDS_MAX).map(|_| Slot::new(place.scope())).collect();
         let mut ring = Ring { ring, slots, results: [0; SENDS_MAX], refused: None };
-        let probed = ring.probe(address, gso);
+        let probed = ring.probe(place, gso);
         if let Some(errno) = ring.refused {
             return Err(failed("io_uring_enter", io::Error::from_raw_os_error(errno)));
         }
@@ -300,18 +332,28 @@ impl Ring {
 
     /// Sends two datagrams to itself in one piece, with an ECN mark, receives them, and finds that
     /// there are no more.
-    fn probe(&mut self, address: IpAddr, gso: bool) -> Result<(), (&'static str, io::Error)> {
-        let scratch = UdpSocket::bind((address, 0)).map_err(|error| ("binding a socket", error))?;
+    fn probe(&mut self, place: &Place, gso: bool) -> Result<(), (&'static str, io::Error)> {
+        let scratch = UdpSocket::bind(place.named(0)).map_err(|error| ("binding a socket", error))?;
         let port = scratch.local_addr().map_err(|error| ("binding a socket", error))?.port();
         scratch.set_nonblocking(true).map_err(|error| ("making a socket non-blocking", error))?;
         let fd = scratch.as_fd();
         let datagrams = if gso { 2 } else { 1 };
-        let run = Run { destination: address, ecn: 2, start: 0, len: datagrams * 8, segment: 8, datagrams };
-        if let (0, errno) = self.send_to(fd, &[run], &[0; 16], port) {
+        let run = Run {
+            destination: place.address,
+            source_port: port,
+            ecn: 2,
+            start: 0,
+            len: datagrams * 8,
+            segment: 8,
+            datagrams,
+        };
+        if let (0, errno) = self.send_to(|_| Some(fd), &[run], &[0; 16], port) {
             return Err(("SENDMSG by io_uring", errno.unwrap_or(Errno::CANCELED).into()));
         }
         let mut buffer = [0; 16];
         for _ in 0..datagrams {
+            // The kernel delivers what a host sends to itself at once, unless it is very busy.
+            let _ = poll(&mut [PollFd::new(&scratch, PollFlags::IN)], Some(&PROBE_PATIENCE));
             self.receive(fd, &mut buffer).map_err(|errno| ("RECVMSG by io_uring", errno.into()))?;
         }
         match self.receive(fd, &mut buffer) {
@@ -327,13 +369,20 @@ impl Ring {
 
     /// Sends `runs` in order, without waiting: how many the kernel took, and the error of the next
     /// one. Those after it were not tried.
-    pub(super) fn send(&mut self, fd: BorrowedFd<'_>, runs: &[Run], bytes: &[u8]) -> (usize, Option<Errno>) {
-        self.send_to(fd, runs, bytes, ROCE_PORT)
+    ///
+    /// `exit` gives the socket of a source port.
+    pub(super) fn send<'a>(
+        &mut self,
+        exit: impl Fn(u16) -> Option<BorrowedFd<'a>>,
+        runs: &[Run],
+        bytes: &[u8],
+    ) -> (usize, Option<Errno>) {
+        self.send_to(exit, runs, bytes, ROCE_PORT)
     }
 
-    fn send_to(
+    fn send_to<'a>(
         &mut self,
-        fd: BorrowedFd<'_>,
+        exit: impl Fn(u16) -> Option<BorrowedFd<'a>>,
         runs: &[Run],
         bytes: &[u8],
         port: u16,
@@ -341,7 +390,7 @@ impl Ring {
         let runs = &runs[..runs.len().min(self.slots.len())];
         let mut pushed = 0;
         for (i, run) in runs.iter().enumerate() {
-            let Some(bytes) = bytes.get(run.range()) else {
+            let (Some(bytes), Some(fd)) = (bytes.get(run.range()), exit(run.source_port)) else {
                 break;
             };
             let header = self.slots[i].prepare_send(run, bytes, port);

@@ -1,10 +1,9 @@
 //! The way out.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use anyverbs_nic::link::TxBatch;
-use anyverbs_wire::icrc;
+use anyverbs_wire::icrc::{self, InTurn};
 use rustix::io::Errno;
 
 use super::backend::Kernel;
@@ -18,17 +17,25 @@ const ICRC: usize = icrc::LEN;
 /// its place in its run, or back: the ICRC is linear, so the second correction undoes the first.
 fn restamp(bytes: &mut [u8], runs: &[Run]) {
     for run in runs.iter().filter(|run| run.datagrams > 1 && run.destination.is_ipv4()) {
-        for k in 1..run.datagrams {
-            restamp_one(bytes, run.datagram(k), k as u16);
+        if let Some(datagrams) = bytes.get_mut(run.range()) {
+            restamp_run(datagrams, run.segment);
         }
     }
 }
 
-fn restamp_one(bytes: &mut [u8], range: Range<usize>, id: u16) {
-    if let Some(datagram) = bytes.get_mut(range)
-        && let len = datagram.len()
-        && let Some(tail) = datagram.last_chunk_mut::<ICRC>()
-    {
+fn restamp_run(datagrams: &mut [u8], segment: usize) {
+    let mut in_turn = InTurn::new(segment);
+    let mut whole = datagrams.chunks_exact_mut(segment);
+    let mut id = 0;
+    for datagram in &mut whole {
+        if let Some(tail) = datagram.last_chunk_mut::<ICRC>() {
+            *tail = in_turn.correct(*tail);
+        }
+        id += 1;
+    }
+    let rest = whole.into_remainder();
+    let len = rest.len();
+    if let Some(tail) = rest.last_chunk_mut::<ICRC>() {
         *tail = icrc::correct_id(*tail, len, id);
     }
 }
@@ -39,6 +46,8 @@ enum Failure {
     Full,
     /// The kernel does not take these together.
     NotTogether,
+    /// The path carries no datagrams of this size.
+    TooLarge,
     /// The datagrams are lost, as on any network.
     Lost,
     /// The socket is no good.
@@ -50,10 +59,22 @@ impl Failure {
         match errno {
             Errno::AGAIN | Errno::INTR => Failure::Full,
             Errno::IO | Errno::INVAL | Errno::MSGSIZE if run.datagrams > 1 => Failure::NotTogether,
+            Errno::MSGSIZE => Failure::TooLarge,
             Errno::BADF | Errno::NOTSOCK | Errno::FAULT => Failure::Broken,
             _ => Failure::Lost,
         }
     }
+}
+
+/// Hands runs to the kernel, once more if it told an error of an earlier datagram instead of taking one.
+fn hand_over(kernel: &mut impl Kernel, runs: &[Run], bytes: &[u8]) -> (usize, Option<Errno>) {
+    let (sent, errno) = kernel.send(runs, bytes);
+    // A peer whose port is closed says so, later; of a send itself this is never the outcome.
+    if errno != Some(Errno::CONNREFUSED) {
+        return (sent, errno);
+    }
+    let (more, errno) = kernel.send(&runs[sent..], bytes);
+    (sent + more, errno)
 }
 
 /// What makes sends of batches.
@@ -91,7 +112,7 @@ impl Transmitter {
         while !batch.is_empty() {
             self.plan(batch);
             restamp(batch.bytes_mut(), &self.runs);
-            let (sent, errno) = kernel.send(&self.runs, batch.bytes());
+            let (sent, errno) = hand_over(kernel, &self.runs, batch.bytes());
             restamp(batch.bytes_mut(), &self.runs[sent..]);
             self.sent(batch, sent);
 
@@ -125,8 +146,10 @@ impl Transmitter {
                 count(&self.counters.full, 1);
                 Ok(false)
             }
-            Failure::Lost | Failure::NotTogether => {
-                count(&self.counters.lost, run.datagrams);
+            Failure::TooLarge | Failure::Lost | Failure::NotTogether => {
+                let UdpCounters { too_large, lost, .. } = &*self.counters;
+                let counter = if matches!(failure, Failure::TooLarge) { too_large } else { lost };
+                count(counter, run.datagrams);
                 batch.consume(run.datagrams);
                 Ok(true)
             }
@@ -145,7 +168,7 @@ impl Transmitter {
         refusal: Errno,
     ) -> Result<bool, Errno> {
         for single in (0..run.datagrams).map(|k| run.single(k)) {
-            match kernel.send(&[single], batch.bytes()) {
+            match hand_over(kernel, &[single], batch.bytes()) {
                 (0, errno) => {
                     let errno = errno.unwrap_or(Errno::AGAIN);
                     if !self.failed(batch, &single, Failure::of(errno, &single), errno)? {
@@ -286,7 +309,7 @@ mod tests {
         let mut kernel = Scripted { script: [refused, refused, refused].into(), ..Scripted::default() };
         transmitter.transmit(&mut kernel, &mut batch(&[9000, 9000, 10])).unwrap();
         assert_eq!(numbers(&kernel), [[2]]);
-        assert_eq!(transmitter.counters.lost(), 2);
+        assert_eq!((transmitter.counters.lost(), transmitter.counters.too_large()), (0, 2));
         // The last one went, but it was a short one.
         transmitter.transmit(&mut kernel, &mut batch(&[9000, 9000])).unwrap();
         assert_eq!(numbers(&kernel)[1..], [[0, 1]]);
@@ -314,6 +337,21 @@ mod tests {
         let mut kernel = Scripted { script: [Some(Errno::BADF)].into(), ..Scripted::default() };
         let mut batch = batch(&[50]);
         assert_eq!(transmitter.transmit(&mut kernel, &mut batch), Err(Errno::BADF));
+    }
+
+    #[test]
+    fn an_error_of_an_earlier_datagram_is_passed_over_once() {
+        let mut transmitter = transmitter();
+        let refused = Some(Errno::CONNREFUSED);
+        let mut kernel = Scripted { script: [None, refused, None].into(), ..Scripted::default() };
+        transmitter.transmit(&mut kernel, &mut batch(&[50, 60, 70])).unwrap();
+        assert_eq!(numbers(&kernel), [[0], [1], [2]]);
+        assert_eq!((transmitter.counters.sent(), transmitter.counters.lost()), (3, 0));
+        // A kernel that says nothing else loses datagrams, and holds nobody up.
+        let mut kernel = Scripted { script: [refused, refused, refused].into(), ..Scripted::default() };
+        transmitter.transmit(&mut kernel, &mut batch(&[50, 60])).unwrap();
+        assert_eq!(numbers(&kernel), [[1]]);
+        assert_eq!(transmitter.counters.lost(), 1);
     }
 
     #[test]

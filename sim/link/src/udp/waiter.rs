@@ -14,6 +14,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::patience::Patience;
+use super::sides::SideBell;
 
 /// How long a thread sleeps at most that could not get an eventfd, since nobody can wake it.
 const DEAF_SLEEP: Duration = Duration::from_millis(1);
@@ -31,6 +32,8 @@ fn bed() -> Option<Arc<OwnedFd>> {
 /// Each sleeping thread has an eventfd of its own: of one that all share, the first thread to wake
 /// would have to take the mark away, and the others would sleep on.
 pub(super) struct UdpWaiter {
+    /// The ways in beside the socket.
+    sides: Arc<SideBell>,
     /// Readable when other links have something to say.
     events: Option<Arc<OwnedFd>>,
     /// It was, and nobody has looked since.
@@ -58,7 +61,7 @@ struct Sleepers {
 }
 
 impl UdpWaiter {
-    pub(super) fn new(sources: Sources, events: Option<Arc<OwnedFd>>) -> Self {
+    pub(super) fn new(sources: Sources, sides: Arc<SideBell>, events: Option<Arc<OwnedFd>>) -> Self {
         let processors = thread::available_parallelism().map_or(1, usize::from);
         // Made now, for the one or two threads that mostly sleep; more are made when they come.
         let mut sleepers = Sleepers {
@@ -70,6 +73,7 @@ impl UdpWaiter {
         sleepers.spare.extend((0..BEDS).filter_map(|_| bed()));
         let called = AtomicBool::new(false);
         UdpWaiter {
+            sides,
             events,
             called,
             sleepers: Mutex::new(sleepers),
@@ -134,10 +138,10 @@ impl Sleepers {
 
 /// Polls those that there are for input; says which have some. Whatever ends it, a signal or an error
 /// included, is an early return.
-fn poll_any(fds: [Option<BorrowedFd<'_>>; 3], timeout: Option<&Timespec>) -> [bool; 3] {
+fn poll_any(fds: [Option<BorrowedFd<'_>>; 4], timeout: Option<&Timespec>) -> [bool; 4] {
     let Some(some) = fds.into_iter().flatten().next() else {
         let _ = poll(&mut [], timeout);
-        return [false; 3];
+        return [false; 4];
     };
     // One is polled twice in place of one that is not there.
     let mut polled = fds.map(|fd| PollFd::from_borrowed_fd(fd.unwrap_or(some), PollFlags::IN));
@@ -166,8 +170,15 @@ impl Waiter for UdpWaiter {
         });
         if sources.bell.as_ref().is_none_or(|bell| bell.arm()) {
             let socket = sources.socket.as_ref().map(|socket| socket.as_fd());
-            let fds = [socket, self.events.as_ref().map(|fd| fd.as_fd()), bed.as_ref().map(|fd| fd.as_fd())];
-            let [_, called, _] = poll_any(fds, timeout.as_ref());
+            let (events, bed) =
+                (self.events.as_ref().map(|fd| fd.as_fd()), bed.as_ref().map(|fd| fd.as_fd()));
+            let [_, sides, called, _] = poll_any(
+                [socket, self.sides.epoll.as_ref().map(|fd| fd.as_fd()), events, bed],
+                timeout.as_ref(),
+            );
+            if sides {
+                self.sides.ring();
+            }
             if called {
                 self.called.store(true, Ordering::Relaxed);
             }
@@ -201,7 +212,8 @@ mod tests {
 
     fn waiter() -> Arc<UdpWaiter> {
         let socket = Some(Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap()));
-        Arc::new(UdpWaiter::new(Sources { socket, bell: None }, None))
+        let sides = Arc::new(SideBell::new());
+        Arc::new(UdpWaiter::new(Sources { socket, bell: None }, sides, None))
     }
 
     fn asleep(waiter: &UdpWaiter) -> usize {

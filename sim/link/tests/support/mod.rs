@@ -1,17 +1,20 @@
 //! What the tests of several files need: free addresses, datagrams with a valid ICRC.
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "each test file uses a part of it")]
 
+mod namespace;
 mod recorder;
 
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr};
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyverbs_link::udp::{BindError, Io, UdpLink, UdpOptions};
-use anyverbs_nic::link::{Link, RxBatch, TxBatch};
+use anyverbs_nic::link::{Link, RxBatch, RxEntry, TxBatch};
 use anyverbs_wire::{Flow, icrc};
 
+pub use namespace::{Namespace, cable};
 pub use recorder::{Recorder, Sent, Tape};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -48,9 +51,25 @@ pub fn ways() -> Vec<Io> {
     ways
 }
 
+/// Says why a test is left out, whether or not the output of tests is shown.
+pub fn skip(reason: &str) {
+    let _ = writeln!(std::io::stderr(), "{reason}");
+}
+
 /// Puts a datagram of `len` bytes into a batch whose ICRC is right for IP identification 0.
 pub fn push(batch: &mut TxBatch, source: IpAddr, destination: IpAddr, ecn: u8, len: usize, mark: u8) {
-    let source_port = 4791;
+    push_from(batch, (source, 4791), destination, ecn, len, mark);
+}
+
+/// The same with a source port.
+pub fn push_from(
+    batch: &mut TxBatch,
+    (source, source_port): (IpAddr, u16),
+    destination: IpAddr,
+    ecn: u8,
+    len: usize,
+    mark: u8,
+) {
     let datagram = batch.push(destination, source_port, ecn, len).expect("room in the batch");
     let (body, tail) = datagram.split_at_mut(len - icrc::LEN);
     for (i, byte) in body.iter_mut().enumerate() {
@@ -67,7 +86,6 @@ pub fn collect(link: &mut dyn Link, n: usize) -> Vec<Arrived> {
 
 /// The same, by way of a batch of the caller's.
 pub fn collect_with(link: &mut dyn Link, n: usize, batch: &mut RxBatch) -> Vec<Arrived> {
-    let destination = link.info().address;
     let waiter = link.waiter();
     let give_up = Instant::now() + Duration::from_secs(10);
     let mut arrived = Vec::new();
@@ -79,9 +97,22 @@ pub fn collect_with(link: &mut dyn Link, n: usize, batch: &mut RxBatch) -> Vec<A
         }
         for entry in batch.entries() {
             let bytes = batch.bytes()[entry.range()].to_vec();
-            let flow = Flow { source: entry.source, destination, source_port: entry.source_port };
-            let ip_id = icrc::verify(&flow, &bytes);
-            arrived.push(Arrived { source: entry.source, ecn: entry.ecn, ip_id, bytes });
+            let flow =
+                Flow { source: entry.source, destination: entry.destination, source_port: entry.source_port };
+            let ip_id = match entry.ip_id {
+                Some(id) => icrc::verify_with_id(&flow, id, &bytes).then_some(id),
+                None => icrc::verify(&flow, &bytes),
+            };
+            let RxEntry { source, destination, source_port, ecn, .. } = *entry;
+            arrived.push(Arrived {
+                source,
+                source_port,
+                destination,
+                ecn,
+                ip_id,
+                seen_id: entry.ip_id,
+                bytes,
+            });
         }
     }
     arrived
@@ -91,8 +122,13 @@ pub fn collect_with(link: &mut dyn Link, n: usize, batch: &mut RxBatch) -> Vec<A
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Arrived {
     pub source: IpAddr,
+    pub source_port: u16,
+    pub destination: IpAddr,
     pub ecn: u8,
+    /// The identification that the ICRC fits, as a NIC would accept it from anyone.
     pub ip_id: Option<u16>,
+    /// The identification that the link saw.
+    pub seen_id: Option<u16>,
     pub bytes: Vec<u8>,
 }
 

@@ -56,6 +56,7 @@ impl Recorder {
             max_datagram: 65_507,
             reliable: true,
             prefix: None,
+            warnings: Vec::new(),
         };
         let waiter = Arc::new(StillClock { wants_progress_thread: real });
         (Recorder { info, tape: Arc::clone(&tape), waiter }, tape)

@@ -41,13 +41,41 @@ fn ways() -> Vec<(&'static str, Copy)> {
         // SAFETY: as in `out`.
         unsafe { portable::store(dst, std::slice::from_raw_parts(src, len)) }
     }
-    vec![
+    let mut ways = vec![
         ("copy_out", out as Copy),
         ("copy_in", into),
         ("copy_out_crc", out_crc),
         ("portable load", portable_out),
         ("portable store", portable_into),
-    ]
+    ];
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    {
+        /// A pass of one width, whatever the length.
+        unsafe fn pass<const WIDE: bool>(dst: *mut u8, src: *const u8, len: usize) {
+            let way = if WIDE { fused::Way::Bits512 } else { fused::Way::Bits256 };
+            // SAFETY: as in `out`; the way is one that the processor has.
+            unsafe {
+                let crc = copy_out_crc_by(way, std::slice::from_raw_parts_mut(dst, len), src, 0x1234_5678);
+                let mut expected = crc32fast::Hasher::new_with_initial(0x1234_5678);
+                expected.update(std::slice::from_raw_parts(src, len));
+                assert_eq!(crc, expected.finalize(), "{len} bytes");
+            }
+        }
+        unsafe fn apart(dst: *mut u8, src: *const u8, len: usize) {
+            // SAFETY: as in `out`.
+            unsafe { copy_out_then_crc(std::slice::from_raw_parts_mut(dst, len), src, 0) };
+        }
+        ways.push(("copy then CRC", apart as Copy));
+        for (name, way, pass) in [
+            ("pass of 256 bits", fused::Way::Bits256, pass::<false> as Copy),
+            ("pass of 512 bits", fused::Way::Bits512, pass::<true>),
+        ] {
+            if way.is_had() {
+                ways.push((name, pass));
+            }
+        }
+    }
+    ways
 }
 
 fn check(name: &str, copy: Copy, from: &mut [u8], to: &mut [u8], src_at: usize, dst_at: usize, len: usize) {
@@ -146,8 +174,39 @@ impl Drop for StopOnDrop<'_> {
     }
 }
 
+/// A copy with the CRC of what was copied: target and source, of the target's length.
+type Summing = unsafe fn(&mut [u8], *const u8) -> u32;
+
+/// Every way to do that which the processor has.
+fn summing() -> Vec<(&'static str, Summing)> {
+    // SAFETY: the caller vouches for the source, and whether the processor has a way is asked below.
+    let chosen: Summing = |dst, src| unsafe { copy_out_crc(dst, src, 0) };
+    // SAFETY: as above.
+    let apart: Summing = |dst, src| unsafe { copy_out_then_crc(dst, src, 0) };
+    let mut ways = vec![("chosen", chosen), ("apart", apart)];
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    {
+        // SAFETY: as above.
+        let narrow: Summing = |dst, src| unsafe { copy_out_crc_by(fused::Way::Bits256, dst, src, 0) };
+        // SAFETY: as above.
+        let wide: Summing = |dst, src| unsafe { copy_out_crc_by(fused::Way::Bits512, dst, src, 0) };
+        let had = |&(way, ..): &(fused::Way, _, _)| way.is_had();
+        let passes = [(fused::Way::Bits256, "256", narrow), (fused::Way::Bits512, "512", wide)];
+        ways.extend(passes.into_iter().filter(had).map(|(_, name, pass)| (name, pass)));
+    }
+    ways
+}
+
 #[test]
 fn crc_fits_the_copy_while_the_source_changes() {
+    for (name, copy) in summing() {
+        for len in [4096, 4000, 300] {
+            fits_the_copy(name, copy, len);
+        }
+    }
+}
+
+fn fits_the_copy(name: &str, copy: Summing, len: usize) {
     let source: Vec<AtomicU64> = (0..512).map(|_| AtomicU64::new(0)).collect();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -159,16 +218,16 @@ fn crc_fits_the_copy_while_the_source_changes() {
                 source.iter().for_each(|word| word.store(value, Ordering::Relaxed));
             }
         });
-        let mut dst = vec![0; 4096];
+        let mut dst = vec![0; len];
         // Copies that the writer got into: without some of them, nothing was tested.
         let mut torn = 0;
         let deadline = Instant::now() + Duration::from_secs(20);
         while torn < 20 {
             // SAFETY: 512 words are 4096 bytes, which are only accessed atomically and by this copy.
-            let crc = unsafe { copy_out_crc(&mut dst, words(&source), 0) };
-            assert_eq!(crc, crc32fast::hash(&dst));
-            torn += u32::from(dst[..8] != dst[4088..]);
-            assert!(Instant::now() < deadline, "the writer hardly ever ran during a copy");
+            let crc = unsafe { copy(&mut dst, words(&source)) };
+            assert_eq!(crc, crc32fast::hash(&dst), "{name}, {len} bytes");
+            torn += u32::from(dst[..8] != dst[len - 8..]);
+            assert!(Instant::now() < deadline, "the writer hardly ever ran during a copy ({name}, {len})");
         }
     });
 }

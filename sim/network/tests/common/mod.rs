@@ -34,6 +34,7 @@ pub fn plain() -> NetworkConfig {
 pub struct Seen {
     pub at: Time,
     pub from: IpAddr,
+    pub destination: IpAddr,
     pub source_port: u16,
     pub ecn: u8,
     pub bytes: Vec<u8>,
@@ -101,6 +102,14 @@ impl FakeNic {
         self.progress();
     }
 
+    pub fn join(&self, group: IpAddr) -> std::io::Result<()> {
+        self.inner.lock().unwrap().link.join(group)
+    }
+
+    pub fn leave(&self, group: IpAddr) {
+        self.inner.lock().unwrap().link.leave(group);
+    }
+
     /// Datagrams that the link has not taken yet.
     pub fn backlog(&self) -> usize {
         self.inner.lock().unwrap().tx.len()
@@ -159,7 +168,9 @@ impl Progress for FakeNic {
                     reply[0] = reply[0].wrapping_add(1);
                 } else {
                     let (from, source_port, ecn) = (entry.source, entry.source_port, entry.ecn);
-                    inner.seen.push_back(Seen { at: now, from, source_port, ecn, bytes: bytes.to_vec() });
+                    let destination = entry.destination;
+                    let bytes = bytes.to_vec();
+                    inner.seen.push_back(Seen { at: now, from, destination, source_port, ecn, bytes });
                     new = true;
                 }
             }

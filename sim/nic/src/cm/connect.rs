@@ -193,7 +193,12 @@ impl Core {
     fn offered_mtu(&self, params: &ConnectParams<'_>) -> Result<Mtu, NicError> {
         let peer = params.peer;
         let max_datagram = self.link.path_max_datagram(peer);
-        let largest = self.largest_mtu(peer).ok_or(NicError::PathMtu { peer, max_datagram })?;
+        let largest = self.largest_mtu(peer).ok_or(NicError::PathMtu {
+            peer,
+            given: 256,
+            fits: None,
+            carried: max_datagram,
+        })?;
         let wanted = params.path_mtu.unwrap_or(largest);
         in_range("path_mtu", u64::from(wanted.bytes()), 256, u64::from(largest.bytes()))?;
         Ok(wanted)

@@ -8,6 +8,7 @@ use anyverbs_wire::{Bth, Deth, Ext, Flow, Opcode, Operation, Packet, Psn, Qpn, R
 
 use crate::core::Core;
 use crate::link::RxEntry;
+use crate::peer_ids::Verdict;
 
 const MAD_OPCODE: Opcode = Opcode::new(Service::Ud, Operation::SendOnly);
 
@@ -54,9 +55,13 @@ impl Core {
         }
         let flow =
             Flow { source: entry.source, destination: entry.destination, source_port: entry.source_port };
-        if icrc::verify(&flow, datagram).is_none() {
-            self.counters.rx_icrc_encapsulated += 1;
-            return;
+        match self.other_ids.check(&flow, entry.ip_id, datagram) {
+            Verdict::Good => {}
+            Verdict::Corrupt => return self.counters.rx_icrc_encapsulated += 1,
+            Verdict::Unproven => {
+                self.link.reveal_ids();
+                return self.counters.rx_icrc_unproven_id += 1;
+            }
         }
         self.counters.rcvd_pkts += 1;
         self.cm.engine.on_datagram(now, entry.source, packet.payload(), &mut self.cm.actions);

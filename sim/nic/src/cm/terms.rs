@@ -6,9 +6,10 @@ use anyverbs_engine::cm::{ConnectRequest, ConnectResponse, Transport};
 use anyverbs_engine::{Mtu, QpState, QpType, ReadyToReceive, ReadyToSend};
 use anyverbs_wire::{Psn, Qpn};
 
-use crate::attributes::{DeviceAttributes, RD_ATOMIC_MAX};
+use crate::attributes::{DeviceAttributes, OVERHEAD_MAX, RD_ATOMIC_MAX};
 use crate::core::Core;
 use crate::error::{NicError, in_range};
+use crate::link::Link;
 use crate::queue_pair::{RtrAttributes, RtsAttributes};
 
 /// What the side that asks knows of its queue pair's attributes before the peer answers.
@@ -132,6 +133,7 @@ impl Core {
         if state != QpState::Init {
             return Err(not(state));
         }
+        check_path(link.as_ref(), attributes.peer, attributes.path_mtu)?;
         let share = peers.enter(attributes.peer)?;
         let done = qp.engine.to_rtr(&ReadyToReceive {
             dest_qpn: Qpn::new(attributes.dest_qpn),
@@ -182,6 +184,17 @@ impl Core {
         }
         done.then_some(()).ok_or(not(qp.engine.state()))
     }
+}
+
+/// Refuses a path MTU whose packets would not reach the peer whole.
+fn check_path(link: &dyn Link, peer: IpAddr, path_mtu: Mtu) -> Result<(), NicError> {
+    let carried = link.path_max_datagram(peer);
+    let fits = |mtu: &Mtu| mtu.bytes() as usize + OVERHEAD_MAX <= carried;
+    if fits(&path_mtu) {
+        return Ok(());
+    }
+    let fits = Mtu::ALL.into_iter().rev().find(fits).map(Mtu::bytes);
+    Err(NicError::PathMtu { peer, given: path_mtu.bytes(), fits, carried })
 }
 
 /// The transport service of a type of queue pairs, if they are connected.

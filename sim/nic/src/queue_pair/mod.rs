@@ -21,6 +21,7 @@ use crate::completion::{Cq, CqCore};
 use crate::core::{Core, NO_DOMAIN};
 use crate::error::{NicError, in_range};
 use crate::nic::Nic;
+use crate::peer_ids::PeerIds;
 use crate::qp::{QpCore, Receives, WorkQueue};
 use crate::region::Pd;
 use crate::shared_receive::{Srq, XrcDomain};
@@ -332,6 +333,7 @@ fn insert(nic: &Nic, parts: Parts) -> Result<(Arc<QpShared>, u32), NicError> {
                 peer: None,
                 share: None,
                 source_port: 0,
+                ids: PeerIds::default(),
                 modified: QpModified::default(),
                 sq: WorkQueue::new(parts.sq),
                 receives: parts.receives,

@@ -85,7 +85,8 @@ impl Qp {
     ///
     /// # Errors
     /// [`NicError::State`] from another state, [`NicError::OutOfRange`] and
-    /// [`NicError::AddressFamily`] for attributes that the device does not take, [`NicError::Exhausted`] if
+    /// [`NicError::AddressFamily`] for attributes that the device does not take, [`NicError::PathMtu`] if the path to
+    /// the peer does not carry packets of the path MTU, [`NicError::Exhausted`] if
     /// the peer has its share of queue pairs ([`Quotas::qp_per_peer`](crate::cm::Quotas::qp_per_peer)).
     pub fn to_rtr(&self, attributes: RtrAttributes) -> Result<(), NicError> {
         self.nic().control(|core| core.ready_to_receive(self.qpn(), &attributes))

@@ -299,7 +299,7 @@ fn what_is_not_possible_is_said() {
     *a.knobs.path.lock().unwrap() = Some(1400);
     assert!(matches!(a.nic.connect(&qp, &large), Err(NicError::OutOfRange { max: 1024, .. })));
     *a.knobs.path.lock().unwrap() = Some(200);
-    assert!(matches!(a.nic.connect(&qp, &ask(&b)), Err(NicError::PathMtu { max_datagram: 200, .. })));
+    assert!(matches!(a.nic.connect(&qp, &ask(&b)), Err(NicError::PathMtu { carried: 200, .. })));
     *a.knobs.path.lock().unwrap() = None;
     let asking = a.nic.connect(&qp, &ask(&b)).unwrap();
     let again = a.nic.connect(&qp, &ask(&b));

@@ -66,6 +66,7 @@ pub(crate) fn pair() -> [Pipe; 2] {
             max_datagram: 4200,
             reliable: true,
             prefix: None,
+            warnings: Vec::new(),
         },
         peer_address: address(1 - n),
     })

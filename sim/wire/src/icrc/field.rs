@@ -80,7 +80,7 @@ static TIMES_Z8: [u32; 256] = {
     table
 };
 
-const fn times_z(a: u32) -> u32 {
+pub(super) const fn times_z(a: u32) -> u32 {
     a >> 1 ^ (P & (a & 1).wrapping_neg())
 }
 

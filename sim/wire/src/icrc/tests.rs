@@ -134,6 +134,20 @@ fn every_identification_is_corrected_and_recovered() {
     }
 }
 
+#[test]
+fn identifications_in_turn_are_those_one_by_one() {
+    for len in [16, 28, 80, 4096 + 28, 4800, 60_001] {
+        let zero = [9, 8, 7, 6];
+        let mut in_turn = InTurn::new(len);
+        for id in (0..=u16::MAX).chain(0..300) {
+            assert_eq!(in_turn.correct(zero), correct_id(zero, len, id), "len {len} id {id}");
+            if id == 1000 && len > 28 {
+                break;
+            }
+        }
+    }
+}
+
 /// Brute force over all identifications agrees with the algebra on what is an identification and what not.
 #[test]
 fn recovery_agrees_with_brute_force() {

@@ -43,7 +43,7 @@ use std::time::{Duration, Instant};
 
 use anyverbs_memory::Bell;
 use anyverbs_nic::Time;
-use anyverbs_nic::link::{NumberPrefix, ROCE_PORT};
+use anyverbs_nic::link::NumberPrefix;
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::io::Errno;
 
@@ -266,7 +266,7 @@ impl Sharing {
             return if join { self.try_join() } else { Ok(Attempt::NotYet) };
         };
         // The name first: whoever has the port but not the name, does not share.
-        let socket = match bind::take(address, ROCE_PORT) {
+        let socket = match bind::take(address) {
             Ok(socket) => socket,
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Ok(Attempt::PortTaken),
             Err(error) => return Err(bind::refusal(address, error)),

@@ -9,6 +9,8 @@ use rustix::net::SendFlags;
 
 use super::super::{UdpLink, UdpOptions};
 use super::message::Heard;
+use anyverbs_nic::link::ROCE_PORT;
+
 use super::*;
 
 /// An address of this process that no other test uses.
