@@ -1,6 +1,10 @@
 //! Where posted requests wait for their completion.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+#[cfg(loom)]
+use loom::sync::{Mutex, MutexGuard};
+use std::sync::PoisonError;
+#[cfg(not(loom))]
+use std::sync::{Mutex, MutexGuard};
 
 use super::connection::QpNumber;
 use super::pool::Lease;
@@ -143,7 +147,7 @@ impl SlotTable {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

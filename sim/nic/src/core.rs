@@ -9,6 +9,7 @@ use anyverbs_memory::{RegionTable, Span};
 use anyverbs_wire::{Flow, Packet, Qpn, Repr};
 use rand_chacha::ChaCha20Rng;
 
+use crate::afford::afford;
 use crate::attributes::{DeviceAttributes, NicConfig, OVERHEAD_MAX};
 use crate::cm::Cm;
 use crate::completion::CqCore;
@@ -38,6 +39,12 @@ const RX_BYTES: usize = 512 * 1024;
 
 /// The number of no protection domain.
 pub(crate) const NO_DOMAIN: u32 = 0;
+
+/// Bytes of the places of a queue pair among the doorbells and among those in turn, rounded up.
+const PER_QP: usize = 64;
+
+/// Bytes of the smaller things that a device consists of, rounded up.
+const FIXED: usize = 512 * 1024;
 
 /// Datagrams handled in a pass, at most.
 const RX_DATAGRAMS: usize = 1024;
@@ -101,6 +108,12 @@ impl Core {
         let datagram_max = attributes.path_mtu.bytes() as usize + OVERHEAD_MAX;
         let (max_qp, quotas) = (attributes.max_qp, config.quotas);
         let early_per_peer = quotas.early_per_peer.unwrap_or(config.max_early.div_ceil(4));
+        let tables = Numbered::<QpCore>::bytes(max_qp)
+            .saturating_add(Numbered::<SrqCore>::bytes(config.max_srq))
+            .saturating_add(Held::bytes(config.max_early))
+            .saturating_add((max_qp as usize).saturating_mul(PER_QP));
+        afford(tables.saturating_add(TX_DATAGRAMS * datagram_max + RX_BYTES + FIXED))
+            .map_err(NicError::system("allocating the tables and buffers of a device"))?;
         Ok(Core {
             cm: Cm::new(config, attributes, link.info(), &rng),
             peers: Peers::new(quotas.qp_per_peer.unwrap_or(max_qp)),
@@ -204,7 +217,7 @@ impl Core {
     fn drain_send_queue(&mut self, qpn: u32, now: Time) {
         let Some(qp) = self.qps.get_mut(qpn) else { return };
         // Before the queue is read: what is posted from here on rings again.
-        qp.shared.answer_doorbell();
+        qp.shared.doorbell.answer();
         while let Some((slot, wqe)) = self.qps.get_mut(qpn).and_then(|qp| qp.sq.take()) {
             self.engine(qpn, now, |engine, cx| {
                 let posted = engine.post_send(cx, wqe.request(slot));

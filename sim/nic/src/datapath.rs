@@ -1,6 +1,7 @@
 //! Carrying out what an engine asks for, in order.
 
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use anyverbs_engine::{Action, Completion, Event, QpState, Queue, Status, Target, Time};
 use anyverbs_memory::{Access, RegionTable, Span};
@@ -55,8 +56,30 @@ impl Core {
         }
     }
 
-    /// Carries out the collected actions, and those that failures among them lead to.
+    /// Carries out the collected actions, then shows what became of the queue pair: its state, and its timer.
     pub(crate) fn carry_out_all(&mut self, qpn: u32, now: Time, payload: &[u8]) {
+        self.carry_out_collected(qpn, now, payload);
+        let Some(qp) = self.qps.get_mut(qpn) else { return };
+        let state = qp.engine.state();
+        if qp.shared.set_state(state) != state && state == QpState::Error {
+            // A receive that was posted after the flush, by one who did not see the new state yet, is flushed here;
+            // one that is posted later sees the state and rings the doorbell: see `Qp::post_recv`.
+            fence(Ordering::SeqCst);
+            self.engine(qpn, now, |engine, cx| engine.flush_receives(cx));
+            self.carry_out_collected(qpn, now, &[]);
+        }
+        let Some(qp) = self.qps.get_mut(qpn) else { return };
+        let shared = matches!(qp.receives, Receives::Shared(_));
+        if state == QpState::Error && shared && !std::mem::replace(&mut qp.last_wqe_told, true) {
+            self.events.put(AsyncEvent::LastWqeReached { qpn });
+        }
+        self.timers.arm(qpn, qp.engine.next_deadline(), &mut qp.timer);
+        let Core { timers, qps, .. } = self;
+        timers.tidy(qps.len(), |qpn, time| qps.get(qpn).is_some_and(|qp| qp.timer == Some(time)));
+    }
+
+    /// Carries out the collected actions, and those that failures among them lead to.
+    fn carry_out_collected(&mut self, qpn: u32, now: Time, payload: &[u8]) {
         while !self.actions.is_empty() {
             let actions = std::mem::take(&mut self.actions);
             let outcome = self.carry_out_each(qpn, now, &actions, payload);
@@ -74,14 +97,6 @@ impl Core {
                 }
             }
         }
-        let Some(qp) = self.qps.get_mut(qpn) else { return };
-        let state = qp.engine.state();
-        qp.shared.set_state(state);
-        let shared = matches!(qp.receives, Receives::Shared(_));
-        if state == QpState::Error && shared && !std::mem::replace(&mut qp.last_wqe_told, true) {
-            self.events.put(AsyncEvent::LastWqeReached { qpn });
-        }
-        self.timers.arm(qpn, qp.engine.next_deadline(), &mut qp.timer);
     }
 
     fn carry_out_each(&mut self, qpn: u32, now: Time, actions: &[Action<Span>], payload: &[u8]) -> Outcome {

@@ -34,6 +34,11 @@ impl Held {
         }
     }
 
+    /// Bytes that so many buffers take before any is used.
+    pub(crate) fn bytes(count: u32) -> usize {
+        (count as usize).saturating_mul(size_of::<Buffer>() + size_of::<u32>())
+    }
+
     /// Takes a buffer for a peer, if there is one and its share has room.
     pub(crate) fn reserve(&mut self, share: u32) -> Option<u32> {
         let taken = self.taken.get_mut(share as usize)?;

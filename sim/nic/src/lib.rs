@@ -17,12 +17,14 @@
 #![forbid(unsafe_code)]
 
 mod address;
+mod afford;
 mod attributes;
 pub mod cm;
 mod completion;
 mod core;
 mod datapath;
 mod device_memory;
+mod doorbell;
 mod error;
 mod event;
 mod held;

@@ -147,6 +147,18 @@ pub trait Waiter: Send + Sync {
     /// at once if nobody sleeps now.
     fn wake(&self);
 
+    /// How often [`wake`](Waiter::wake) was called. Whoever is about to sleep asks before the last look at whether there
+    /// is something to do, and sleeps by [`wait_since`](Waiter::wait_since): then no call is missed, however many
+    /// threads are about to.
+    fn wakes(&self) -> u64 {
+        0
+    }
+
+    /// As [`wait`](Waiter::wait); returns at once if `wake` was called since [`wakes`](Waiter::wakes) said this.
+    fn wait_since(&self, _wakes: u64, deadline: Option<Time>) {
+        self.wait(deadline);
+    }
+
     /// Called by a program that polled and found nothing, before it polls again.
     ///
     /// A real link tells the processor, or yields it where cores are few; a virtual link lets

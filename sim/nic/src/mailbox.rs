@@ -3,9 +3,13 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::Ordering;
+#[cfg(not(loom))]
+use std::sync::{Mutex, MutexGuard, atomic::AtomicBool};
+use std::sync::{OnceLock, PoisonError};
 
+#[cfg(loom)]
+use loom::sync::{Mutex, MutexGuard, atomic::AtomicBool};
 use rustix::event::{EventfdFlags, eventfd};
 
 /// A queue of messages, none of which is in it twice, with a descriptor for those who want one to poll.
@@ -124,7 +128,7 @@ impl<M: PartialEq + Copy> Mailbox<M> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
 

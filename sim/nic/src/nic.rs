@@ -96,39 +96,40 @@ impl Shared {
     /// Does some work, which says whether it wrote completions, if the token is free.
     fn work(&self, work: impl Fn(&mut Core) -> bool) -> bool {
         let mut completed = false;
-        let mut deadline = None;
+        let mut sooner = false;
         let worked = self.token.try_work(
             |core| {
                 completed |= work(core);
-                deadline = core.next_deadline();
+                sooner |= self.announce(core.next_deadline());
             },
             || !self.doorbells.is_empty(),
         );
-        if worked {
-            self.announce(deadline, completed);
+        // A scheduler knows the deadline from what `progress` returned.
+        sooner &= self.waiter.wants_progress_thread();
+        // There is something for sleepers to poll, or they would sleep too long.
+        if (completed || sooner) && self.sleepers.load(Ordering::SeqCst) > 0 {
+            self.waiter.wake();
         }
         worked
     }
 
-    /// Wakes sleepers if there is something for them to poll, or if they would sleep too long.
-    fn announce(&self, deadline: Option<Time>, completed: bool) {
+    /// Notes when there is something to do next; says whether that is sooner than was known. The caller holds the
+    /// token: if threads said so after they let go of it, the one that looked first could say it last, and everybody
+    /// would sleep past a deadline.
+    fn announce(&self, deadline: Option<Time>) -> bool {
         let deadline = deadline.map_or(u64::MAX, Time::as_nanos);
-        let before = self.announced.swap(deadline, Ordering::SeqCst);
-        // A scheduler knows the deadline from what `progress` returned.
-        let sooner = deadline < before && self.waiter.wants_progress_thread();
-        if (completed || sooner) && self.sleepers.load(Ordering::SeqCst) > 0 {
-            self.waiter.wake();
-        }
+        deadline < self.announced.swap(deadline, Ordering::SeqCst)
     }
 
     /// Sleeps until the link has something, somebody wakes us, `deadline`, or the next deadline of
     /// the NIC; not at all if `ready` says so once everybody knows that we are going to sleep.
     pub(crate) fn sleep(&self, deadline: Option<Time>, ready: impl Fn() -> bool) {
         self.sleepers.fetch_add(1, Ordering::SeqCst);
+        let wakes = self.waiter.wakes();
         if !ready() && self.doorbells.is_empty() {
             let announced = self.announced.load(Ordering::SeqCst);
             let own = (announced != u64::MAX).then(|| Time::from_nanos(announced));
-            self.waiter.wait([own, deadline].into_iter().flatten().min());
+            self.waiter.wait_since(wakes, [own, deadline].into_iter().flatten().min());
         }
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
     }

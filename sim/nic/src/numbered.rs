@@ -24,13 +24,22 @@ pub(crate) struct Numbered<T> {
 impl<T> Numbered<T> {
     /// A table of up to `limit` objects.
     pub(crate) fn new(limit: u32) -> Self {
-        let homes = (limit as usize * 2).next_power_of_two();
+        let homes = Self::homes(limit);
         Numbered { homes: (0..homes).map(|_| None).collect(), len: 0, limit, prefix: None }
     }
 
     /// The same table, whose numbers all begin with `prefix`.
     pub(crate) fn with_prefix(self, prefix: Option<NumberPrefix>) -> Self {
         Numbered { prefix, ..self }
+    }
+
+    fn homes(limit: u32) -> usize {
+        (limit as usize * 2).next_power_of_two()
+    }
+
+    /// Bytes that such a table takes.
+    pub(crate) fn bytes(limit: u32) -> usize {
+        Self::homes(limit).saturating_mul(size_of::<Option<(u32, T)>>())
     }
 
     fn home(&self, number: u32) -> usize {

@@ -60,7 +60,8 @@ impl Pd {
 
     /// Registers `range` of a block (`ibv_reg_mr`), with addresses that start at zero.
     ///
-    /// The key is random. The NIC keeps a share of the block until the region is dropped.
+    /// The key is random. The NIC keeps a share of the block until the region is dropped. Nothing is pinned: a
+    /// region counts towards no limit on locked memory (`ulimit -l`, `RLIMIT_MEMLOCK`), which may be zero.
     ///
     /// # Errors
     /// [`NicError::OutsideMemory`] if the range is not in the block, [`NicError::AccessFlags`] for

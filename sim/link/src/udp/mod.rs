@@ -107,6 +107,7 @@ pub struct UdpCounters {
     sends: AtomicU64,
     received: AtomicU64,
     receives: AtomicU64,
+    discarded: AtomicU64,
     lost: AtomicU64,
     too_large: AtomicU64,
     full: AtomicU64,
@@ -129,9 +130,14 @@ impl UdpCounters {
         self.sends.load(Ordering::Relaxed)
     }
 
-    /// Datagrams that arrived.
+    /// Datagrams that arrived and were handed to the NIC, which counts what becomes of each.
     pub fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
+    }
+
+    /// Datagrams that arrived and went no further: without a byte, or longer than the NIC has room for.
+    pub fn discarded(&self) -> u64 {
+        self.discarded.load(Ordering::Relaxed)
     }
 
     /// Receives that brought them: fewer where the kernel put neighbours together.

@@ -126,6 +126,10 @@ impl Receiver {
                 count(&self.counters.receives, 1);
             }
             match found {
+                // Not a byte of a packet: the NIC has no use for it.
+                Ok(found) if found.len == 0 || found.source.is_none() => {
+                    count(&self.counters.discarded, 1);
+                }
                 Ok(found) if roomy => {
                     let found = Received { start: used + found.start, ..found };
                     let before = batch.room();
@@ -216,6 +220,8 @@ impl Receiver {
             } else if at > 0 {
                 rest = before;
                 break;
+            } else {
+                count(&self.counters.discarded, 1);
             }
         }
         self.carry.rest = (rest.len > 0).then_some(rest);
@@ -315,5 +321,17 @@ mod tests {
         let mut seen = receive(&mut receiver, &mut kernel, &mut batch);
         seen.extend(receive(&mut receiver, &mut kernel, &mut batch));
         assert_eq!(seen, [7]);
+        assert_eq!((receiver.counters.received(), receiver.counters.discarded()), (1, 1));
+    }
+
+    #[test]
+    fn an_empty_datagram_is_counted_and_not_handed_on() {
+        let mut receiver = Receiver::new(OWN, Arc::default());
+        let empty = || Ok((Vec::new(), 0));
+        let mut kernel = Scripted([packet(7, 0), empty(), empty(), packet(8, 0)].into());
+        let mut batch = RxBatch::with_capacity(1 << 18, 256);
+        assert_eq!(receive(&mut receiver, &mut kernel, &mut batch), [7]);
+        assert_eq!(receive(&mut receiver, &mut kernel, &mut batch), [8]);
+        assert_eq!((receiver.counters.received(), receiver.counters.discarded()), (2, 2));
     }
 }

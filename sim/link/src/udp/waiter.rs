@@ -56,6 +56,8 @@ struct Sleepers {
     /// Somebody called `wake` while nobody slept.
     pending: bool,
     sources: Sources,
+    /// Calls of `wake`.
+    wakes: u64,
     asleep: Vec<Arc<OwnedFd>>,
     spare: Vec<Arc<OwnedFd>>,
 }
@@ -67,6 +69,7 @@ impl UdpWaiter {
         let mut sleepers = Sleepers {
             pending: false,
             sources,
+            wakes: 0,
             asleep: Vec::with_capacity(BEDS),
             spare: Vec::with_capacity(BEDS),
         };
@@ -105,10 +108,15 @@ impl UdpWaiter {
         self.sleepers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lies down, in a bed if there is one: `None` if a `wake` came before.
-    fn lie_down(&self) -> Option<(Option<Arc<OwnedFd>>, Sources)> {
+    /// Lies down, in a bed if there is one: `None` if a `wake` came before, that nobody heard or, given what `wakes`
+    /// said, that this thread has not heard.
+    fn lie_down(&self, since: Option<u64>) -> Option<(Option<Arc<OwnedFd>>, Sources)> {
         let mut sleepers = self.sleepers();
-        if std::mem::take(&mut sleepers.pending) {
+        let unheard = match since {
+            Some(wakes) => wakes != sleepers.wakes,
+            None => std::mem::take(&mut sleepers.pending),
+        };
+        if unheard {
             return None;
         }
         let bed = sleepers.spare.pop().or_else(bed);
@@ -124,6 +132,39 @@ impl UdpWaiter {
         // Under the lock, so no `wake` comes between, and the next sleeper finds it clear.
         let _ = rustix::io::read(&*bed, &mut [0_u8; 8]);
         sleepers.spare.push(bed);
+    }
+
+    fn sleep(&self, since: Option<u64>, deadline: Option<Time>) {
+        let mut limit = deadline.map(|deadline| deadline.since(self.now()));
+        if limit == Some(Duration::ZERO) {
+            return;
+        }
+        let Some((bed, sources)) = self.lie_down(since) else { return };
+        if bed.is_none() {
+            limit = Some(limit.map_or(DEAF_SLEEP, |limit| limit.min(DEAF_SLEEP)));
+        }
+        let timeout = limit.map(|limit| Timespec {
+            tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: limit.subsec_nanos().into(),
+        });
+        if sources.bell.as_ref().is_none_or(|bell| bell.arm()) {
+            let socket = sources.socket.as_ref().map(|socket| socket.as_fd());
+            let (events, bed) =
+                (self.events.as_ref().map(|fd| fd.as_fd()), bed.as_ref().map(|fd| fd.as_fd()));
+            let [_, sides, called, _] = poll_any(
+                [socket, self.sides.epoll.as_ref().map(|fd| fd.as_fd()), events, bed],
+                timeout.as_ref(),
+            );
+            if sides {
+                self.sides.ring();
+            }
+            if called {
+                self.called.store(true, Ordering::Relaxed);
+            }
+        }
+        if let Some(bed) = bed {
+            self.get_up(bed);
+        }
     }
 }
 
@@ -156,40 +197,20 @@ impl Waiter for UdpWaiter {
     }
 
     fn wait(&self, deadline: Option<Time>) {
-        let mut limit = deadline.map(|deadline| deadline.since(self.now()));
-        if limit == Some(Duration::ZERO) {
-            return;
-        }
-        let Some((bed, sources)) = self.lie_down() else { return };
-        if bed.is_none() {
-            limit = Some(limit.map_or(DEAF_SLEEP, |limit| limit.min(DEAF_SLEEP)));
-        }
-        let timeout = limit.map(|limit| Timespec {
-            tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: limit.subsec_nanos().into(),
-        });
-        if sources.bell.as_ref().is_none_or(|bell| bell.arm()) {
-            let socket = sources.socket.as_ref().map(|socket| socket.as_fd());
-            let (events, bed) =
-                (self.events.as_ref().map(|fd| fd.as_fd()), bed.as_ref().map(|fd| fd.as_fd()));
-            let [_, sides, called, _] = poll_any(
-                [socket, self.sides.epoll.as_ref().map(|fd| fd.as_fd()), events, bed],
-                timeout.as_ref(),
-            );
-            if sides {
-                self.sides.ring();
-            }
-            if called {
-                self.called.store(true, Ordering::Relaxed);
-            }
-        }
-        if let Some(bed) = bed {
-            self.get_up(bed);
-        }
+        self.sleep(None, deadline);
+    }
+
+    fn wakes(&self) -> u64 {
+        self.sleepers().wakes
+    }
+
+    fn wait_since(&self, wakes: u64, deadline: Option<Time>) {
+        self.sleep(Some(wakes), deadline);
     }
 
     fn wake(&self) {
         let mut sleepers = self.sleepers();
+        sleepers.wakes += 1;
         if sleepers.asleep.is_empty() {
             sleepers.pending = true;
         }
@@ -253,6 +274,22 @@ mod tests {
         let start = Instant::now();
         waiter.wait(Some(waiter.now() + Duration::from_millis(20)));
         assert!(start.elapsed() >= Duration::from_millis(19), "{:?}", start.elapsed());
+    }
+
+    #[test]
+    fn a_wake_between_the_last_look_and_the_sleep_is_heard_by_all_who_looked() {
+        let waiter = waiter();
+        let sleeper = Arc::clone(&waiter);
+        let asleep_already = thread::spawn(move || sleeper.wait(None));
+        while asleep(&waiter) < 1 {
+            thread::yield_now();
+        }
+        let looked = [waiter.wakes(), waiter.wakes()];
+        waiter.wake();
+        asleep_already.join().unwrap();
+        for wakes in looked {
+            waiter.wait_since(wakes, None);
+        }
     }
 
     #[test]

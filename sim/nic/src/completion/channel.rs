@@ -2,30 +2,12 @@
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyverbs_engine::Time;
 
+use super::queue::ChannelCore;
 use crate::error::NicError;
-use crate::limits::Ticket;
-use crate::mailbox::Mailbox;
 use crate::nic::Nic;
-
-/// The end of a channel that completion queues hold.
-#[derive(Debug)]
-pub(crate) struct ChannelCore {
-    pub(super) mailbox: Mailbox<u64>,
-    pub(super) queues: AtomicUsize,
-    _ticket: Ticket,
-}
-
-impl ChannelCore {
-    /// One more completion queue tells of itself here.
-    pub(super) fn join(&self) {
-        let queues = self.queues.fetch_add(1, Ordering::Relaxed) + 1;
-        self.mailbox.reserve(queues);
-    }
-}
 
 /// A completion channel (`ibv_comp_channel`). Clones are handles to the same one.
 ///
@@ -41,8 +23,7 @@ pub struct CompletionChannel {
 impl CompletionChannel {
     pub(crate) fn create(nic: &Nic) -> Result<Self, NicError> {
         let ticket = nic.limits().channel.take()?;
-        let core = ChannelCore { mailbox: Mailbox::new(4), queues: AtomicUsize::new(0), _ticket: ticket };
-        Ok(CompletionChannel { core: Arc::new(core), nic: nic.clone() })
+        Ok(CompletionChannel { core: Arc::new(ChannelCore::new(ticket)), nic: nic.clone() })
     }
 
     /// Takes an event: the id of the completion queue that it is of. Never waits.

@@ -5,7 +5,7 @@ mod posting;
 mod states;
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 
 use anyverbs_engine::{Config, QpState, QpType, QueuePair};
@@ -17,8 +17,10 @@ pub(crate) use attributes::QpModified;
 pub use attributes::{QpAttributes, QpInit, RtrAttributes, RtsAttributes};
 pub(crate) use posting::post_all;
 
+use crate::afford::afford;
 use crate::completion::{Cq, CqCore};
 use crate::core::{Core, NO_DOMAIN};
+use crate::doorbell::Doorbell;
 use crate::error::{NicError, in_range};
 use crate::nic::Nic;
 use crate::peer_ids::PeerIds;
@@ -32,8 +34,8 @@ use crate::work::{Caps, INLINE_MAX, MULTICAST_QPN, RecvWqe, SGE_LEN, SGE_MAX, Se
 pub(crate) struct QpShared {
     qpn: u32,
     state: AtomicU8,
-    /// A doorbell was rung and not yet answered.
-    rung: AtomicBool,
+    /// Of its send queue.
+    pub(crate) doorbell: Doorbell,
 }
 
 const STATES: [QpState; 7] = [
@@ -56,19 +58,17 @@ impl QpShared {
         STATES[usize::from(self.state.load(Ordering::SeqCst)) % STATES.len()]
     }
 
-    pub(crate) fn set_state(&self, state: QpState) {
+    /// Shows a state; returns the one before. Only the holder of the token does this.
+    pub(crate) fn set_state(&self, state: QpState) -> QpState {
+        let before = self.state();
         self.state.store(state as u8, Ordering::SeqCst);
-    }
-
-    pub(crate) fn answer_doorbell(&self) {
-        self.rung.store(false, Ordering::SeqCst);
-    }
-
-    /// Notes a doorbell; false if one is waiting to be answered anyway.
-    fn ring(&self) -> bool {
-        !self.rung.swap(true, Ordering::SeqCst)
+        before
     }
 }
+
+/// Bytes that an engine keeps of a send work request, and of everything else, rounded up.
+const ENGINE_SEND: usize = 192;
+const ENGINE_FIXED: usize = 32 * 1024;
 
 /// Whom a queue pair belongs to.
 enum Parent {
@@ -300,6 +300,8 @@ fn check(nic: &Nic, init: &QpInit<'_>) -> Result<(), NicError> {
 fn insert(nic: &Nic, parts: Parts) -> Result<(Arc<QpShared>, u32), NicError> {
     let exhausted = |limit| NicError::Exhausted { object: "queue pair", limit };
     let qp_type = parts.caps.qp_type;
+    afford(parts.max_send_wr as usize * ENGINE_SEND + ENGINE_FIXED)
+        .map_err(NicError::system("allocating a queue pair"))?;
     let config = Config {
         qp_type,
         shared_receives: matches!(parts.receives, Receives::Shared(_)),
@@ -311,17 +313,16 @@ fn insert(nic: &Nic, parts: Parts) -> Result<(Arc<QpShared>, u32), NicError> {
     let made = nic.control(|core| {
         let Core { qps, srqs, rng, cm, .. } = core;
         let initial_psn = rng.next_u32() & 0x00ff_ffff;
-        if let Receives::Shared(srqn) = parts.receives
-            && let Some(srq) = srqs.get_mut(srqn)
-        {
-            srq.attach();
-        }
+        let shared_queue = match parts.receives {
+            Receives::Shared(srqn) => Some(srqn),
+            _ => None,
+        };
         let mut shared = None;
         let make = |qpn| {
             let own = Arc::new(QpShared {
                 qpn,
                 state: AtomicU8::new(QpState::Reset as u8),
-                rung: AtomicBool::new(false),
+                doorbell: Doorbell::new(),
             });
             shared = Some(Arc::clone(&own));
             QpCore {
@@ -348,6 +349,10 @@ fn insert(nic: &Nic, parts: Parts) -> Result<(Arc<QpShared>, u32), NicError> {
         // A number that a connection in timewait still has is not given out either.
         let allowed = |qpn| qpn > 1 && qpn != MULTICAST_QPN && !cm.holds(qpn);
         qps.insert(rng, allowed, make).ok_or(exhausted(qps.limit()))?;
+        // Behind what may fail: who is not there does not take from the queue.
+        if let Some(srq) = shared_queue.and_then(|srqn| srqs.get_mut(srqn)) {
+            srq.attach();
+        }
         Ok(shared.map(|shared| (shared, initial_psn)))
     })?;
     made.ok_or(exhausted(nic.attributes().max_qp))

@@ -60,7 +60,7 @@ impl Qp {
     }
 
     pub(super) fn doorbell(&self) {
-        if self.shared.ring() {
+        if self.shared.doorbell.ring() {
             self.nic().ring_doorbell(self.qpn());
         }
     }

@@ -12,8 +12,19 @@ use anyverbs_nic::link::{Link, LinkError, LinkInfo, RxBatch, RxEntry, TxBatch, W
 #[derive(Default)]
 struct Inbox {
     datagrams: VecDeque<(IpAddr, Vec<u8>)>,
+    /// Buffers of datagrams that were received, for those that come.
+    spare: Vec<Vec<u8>>,
     groups: Vec<IpAddr>,
-    woken: bool,
+    /// How often somebody was to be woken: one wake ends every sleep.
+    wakes: u64,
+}
+
+impl Inbox {
+    /// With room for what is on its way between devices that keep up, so that the pipe itself allocates nothing.
+    fn new() -> Self {
+        let spare = (0..64).map(|_| Vec::with_capacity(4200)).collect();
+        Inbox { datagrams: VecDeque::with_capacity(64), spare, ..Inbox::default() }
+    }
 }
 
 pub(crate) struct End {
@@ -28,14 +39,21 @@ impl Waiter for End {
     }
 
     fn wait(&self, deadline: Option<Time>) {
+        self.wait_since(self.wakes(), deadline);
+    }
+
+    fn wakes(&self) -> u64 {
+        self.inbox.lock().unwrap().wakes
+    }
+
+    fn wait_since(&self, wakes: u64, deadline: Option<Time>) {
         let limit = deadline.map_or(Duration::from_secs(3600), |deadline| deadline - self.now());
-        let idle = |inbox: &mut Inbox| inbox.datagrams.is_empty() && !inbox.woken;
-        let inbox = self.inbox.lock().unwrap();
-        self.arrived.wait_timeout_while(inbox, limit, idle).unwrap().0.woken = false;
+        let idle = |inbox: &mut Inbox| inbox.datagrams.is_empty() && inbox.wakes == wakes;
+        drop(self.arrived.wait_timeout_while(self.inbox.lock().unwrap(), limit, idle));
     }
 
     fn wake(&self) {
-        self.inbox.lock().unwrap().woken = true;
+        self.inbox.lock().unwrap().wakes += 1;
         self.arrived.notify_all();
     }
 
@@ -54,7 +72,8 @@ pub(crate) struct Pipe {
 /// Two ends of a pipe with their addresses.
 pub(crate) fn pair() -> [Pipe; 2] {
     let origin = Instant::now();
-    let ends = [(); 2].map(|()| Arc::new(End { inbox: Mutex::default(), arrived: Condvar::new(), origin }));
+    let ends =
+        [(); 2].map(|()| Arc::new(End { inbox: Mutex::new(Inbox::new()), arrived: Condvar::new(), origin }));
     let address = |n: usize| IpAddr::V4(Ipv4Addr::new(10, 0, 0, n as u8 + 1));
     [0, 1].map(|n| Pipe {
         own: Arc::clone(&ends[n]),
@@ -94,7 +113,10 @@ impl Link for Pipe {
         let mut inbox = self.peer.inbox.lock().unwrap();
         for entry in batch.entries() {
             if entry.destination == self.peer_address || inbox.groups.contains(&entry.destination) {
-                inbox.datagrams.push_back((entry.destination, batch.bytes()[entry.range()].to_vec()));
+                let mut datagram = inbox.spare.pop().unwrap_or_default();
+                datagram.clear();
+                datagram.extend_from_slice(&batch.bytes()[entry.range()]);
+                inbox.datagrams.push_back((entry.destination, datagram));
             }
         }
         self.peer.arrived.notify_all();
@@ -122,7 +144,8 @@ impl Link for Pipe {
             };
             assert!(batch.push(entry));
             start += len;
-            inbox.datagrams.pop_front();
+            let datagram = inbox.datagrams.pop_front().unwrap().1;
+            inbox.spare.push(datagram);
         }
         Ok(())
     }
