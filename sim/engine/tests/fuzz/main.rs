@@ -87,13 +87,8 @@ fn replay() {
         counted.extend(world.counters.iter().filter(|(_, n)| *n > 0).map(|(name, _)| name));
     }
     // What packets can bring about below the engine is not the engine's.
-    let others = [
-        "rx_icrc_encapsulated",
-        "rx_icrc_unproven_id",
-        "rx_unknown_qp",
-        "rx_wrong_source",
-        "tx_too_large",
-    ];
+    let others =
+        ["rx_icrc_encapsulated", "rx_icrc_unproven_id", "rx_unknown_qp", "rx_wrong_source", "tx_too_large"];
     let names = anyverbs_engine::Counters::default();
     let missing: Vec<_> = names
         .iter()
