@@ -22,7 +22,7 @@ pub struct Candidate {
     pub usable: bool,
     /// What it is like, or why it cannot be used.
     pub detail: String,
-    /// What would make it usable.
+    /// What would make it usable; of one that is, what would make it better.
     pub remedy: Option<String>,
 }
 
@@ -122,7 +122,7 @@ fn soft_candidates(options: &DeviceOptions) -> Vec<Candidate> {
                 provider: ProviderKind::Soft,
                 usable: true,
                 detail: format!("{}, {}", link.info().address, link.info().detail),
-                remedy: None,
+                remedy: (!link.info().warnings.is_empty()).then(|| link.info().warnings.join("; ")),
             },
             Err((_, error)) => Candidate::unusable(name, ProviderKind::Soft, error),
         }

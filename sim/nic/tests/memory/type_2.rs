@@ -147,7 +147,9 @@ fn a_send_invalidates_a_window_of_its_queue_pair() {
     post(&a.qp, 1, write(4096, rkey), &[a.sge(0, 64)]).unwrap();
     post(&a.qp, 2, SendOp::SendInvalidate(rkey), &[a.sge(0, 8)]).unwrap();
     assert_eq!(a.ends(2), [(1, WcStatus::Success), (2, WcStatus::Success)]);
-    assert_eq!(b.ends(1), [(5, WcStatus::Success)]);
+    let received = b.completions(1)[0];
+    assert_eq!((received.wr_id, received.status), (5, WcStatus::Success));
+    assert_eq!((received.invalidated, received.imm), (Some(rkey), None));
     assert_eq!(mw.query().unwrap().bound, None);
     assert!(b.mr.query().is_ok_and(|region| region.windows == 0));
     assert_eq!(b.does(SendOp::BindMw(b.bind(&mw, inc_rkey(rkey))), &[]), WcStatus::Success);
