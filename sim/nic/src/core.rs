@@ -337,9 +337,12 @@ impl Core {
             self.breaks(error);
             return;
         }
+        if self.rx.entries().is_empty() {
+            return;
+        }
         // The batch leaves `self` for the loop, so that a datagram and the rest can be borrowed.
         let rx = std::mem::replace(&mut self.rx, RxBatch::with_capacity(0, 0));
-        self.heard = !rx.entries().is_empty();
+        self.heard = true;
         for entry in rx.entries() {
             self.on_datagram(entry, &rx.bytes()[entry.range()], now);
         }
