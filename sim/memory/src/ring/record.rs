@@ -13,7 +13,6 @@
 
 use std::cell::Cell;
 use std::io;
-#[cfg(not(loom))]
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 #[cfg(not(loom))]
@@ -125,7 +124,6 @@ impl RecordProducer {
     ///
     /// # Errors
     /// As [`record_ring`], and `InvalidData` if the descriptor is not of such a ring's memory.
-    #[cfg(not(loom))]
     pub fn open(fd: OwnedFd, bytes: usize) -> io::Result<Self> {
         let shape = shape(bytes)?;
         let storage = Arc::new(Storage::open(fd, shape.capacity as usize)?);
@@ -229,7 +227,6 @@ impl RecordConsumer {
     ///
     /// # Errors
     /// As [`record_ring`], and `Unsupported` where the system denies memory files.
-    #[cfg(not(loom))]
     pub fn create(bytes: usize) -> io::Result<Self> {
         let shape = shape(bytes)?;
         let storage = Arc::new(Storage::shared(shape.capacity as usize)?);
@@ -241,7 +238,6 @@ impl RecordConsumer {
     }
 
     /// The memory file, for the producer's process.
-    #[cfg(not(loom))]
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.words.storage.fd()
     }

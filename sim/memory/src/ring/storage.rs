@@ -125,6 +125,7 @@ mod shared {
 #[cfg(loom)]
 mod model {
     use std::io;
+    use std::os::fd::{BorrowedFd, OwnedFd};
 
     use loom::cell::UnsafeCell;
     use loom::sync::atomic::AtomicU32;
@@ -142,6 +143,20 @@ mod model {
             let words = (0..words).map(|_| Word(UnsafeCell::new(0))).collect();
             let [tail, head, bell] = [start, start, 0].map(AtomicU32::new);
             Ok(Storage { tail, head, bell, words })
+        }
+
+        /// The model has one process, and no memory that another could map.
+        pub(crate) fn shared(_words: usize) -> io::Result<Self> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        /// As [`shared`](Storage::shared).
+        pub(crate) fn open(_fd: OwnedFd, _words: usize) -> io::Result<Self> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+            None
         }
 
         pub(crate) fn tail(&self) -> &AtomicU32 {
