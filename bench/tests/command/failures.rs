@@ -139,10 +139,17 @@ fn the_second_process_dies_with_the_first() {
 
 #[test]
 fn ctrl_c_prints_what_there_is_and_leaves_nothing() {
+    // A slice lasts three seconds; in the middle of the first one there is something to print. On a machine with
+    // much else to do, it begins later.
+    let printed = [1, 4, 15].map(Duration::from_secs).into_iter().any(interrupt_after);
+    assert!(printed, "nothing was measured in fifteen seconds");
+}
+
+/// Interrupts a run after a while; says whether something had been measured by then.
+fn interrupt_after(delay: Duration) -> bool {
     let run = start(&["bench", "--duration", "30s", "--op", "send", "--no-raw", "--json"]);
     let second = run.second_process();
-    // A slice lasts three seconds; in the middle of the first one there is something to print.
-    std::thread::sleep(Duration::from_secs(1));
+    std::thread::sleep(delay);
     let asked = Instant::now();
     run.signal(Signal::INT);
     let output = run.finish();
@@ -152,5 +159,5 @@ fn ctrl_c_prints_what_there_is_and_leaves_nothing() {
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("a report");
     assert_eq!(report["complete"], false);
     assert_eq!(report["error"], "interrupted");
-    assert!(report["rows"][0]["operations"].as_u64().is_some_and(|n| n > 0), "{report}");
+    report["rows"][0]["operations"].as_u64().is_some_and(|n| n > 0)
 }
